@@ -1,0 +1,1 @@
+"""What a model keeps and computes: attention kinds, feed-forward networks, weights, formats and layouts. Pure."""
