@@ -1,0 +1,246 @@
+"""Reads YAML and JSON documents so that every value still knows its place in the text.
+
+`read_document` gives plain dicts, lists and scalars, and a `Document` that finds the line and column of any path in them.
+Duplicate keys, keys that are no strings, cyclic anchors and oversized documents are refused here.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kvcalc.errors import Place, Problem, SpecError, UsageError
+
+try:
+    from yaml import CSafeLoader as _Loader
+except ImportError:  # PyYAML built without libyaml
+    from yaml import SafeLoader as _Loader  # type: ignore[assignment]
+
+MAX_CHARACTERS = 4_000_000
+MAX_NODES = 200_000
+"""Far above any spec; below what aliases of aliases of aliases expand to."""
+
+PathInDocument = Sequence[str | int]
+
+
+@dataclass
+class Document:
+    """A document's data and where each part of it stands."""
+
+    source: str
+    text: str
+    data: Any = None
+    root: yaml.Node | None = field(default=None, repr=False)
+
+    def place(self, path: PathInDocument = (), *, of_value: bool = False) -> Place:
+        """Where the value at a path, or its nearest enclosing one, stands.
+
+        Line and column of its key, or with `of_value` of the value itself: for an alias, where its anchor stands.
+        """
+        line, column = self._mark(path, of_value)
+        lines = self.text.splitlines() or [""]
+        line = min(line, len(lines) - 1)
+        return Place(source=self.source, line=line + 1, column=column + 1, source_line=lines[line])
+
+    def _mark(self, path: PathInDocument, of_value: bool) -> tuple[int, int]:
+        node = self.root
+        if node is None:
+            return 0, 0
+        mark = node.start_mark
+        for step in path:
+            key_node, child = _child(node, step)
+            if child is not None:
+                mark, node = (key_node or child).start_mark, child
+        if of_value:
+            mark = node.start_mark
+        return mark.line, mark.column
+
+    def problem(
+        self, path: PathInDocument, message: str, hint: str | None = None, *, of_value: bool = False
+    ) -> Problem:
+        return Problem(message=message, place=self.place(path, of_value=of_value), hint=hint)
+
+    def value(self, path: PathInDocument) -> Any:
+        """The value at a path; steps that lead nowhere are passed over, as in `place`."""
+        value = self.data
+        for step in path:
+            if (isinstance(value, dict) and step in value) or (
+                isinstance(value, list) and isinstance(step, int) and step < len(value)
+            ):
+                value = value[step]
+        return value
+
+
+def read_file(path: Path) -> Document:
+    """Read a YAML or JSON file. Raises UsageError where it can't be read, SpecError where it can't be parsed."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"can't read '{path}': {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"'{path}' is not a text file: byte {error.start} is not UTF-8") from error
+    return read_document(str(path), text)
+
+
+def read_document(source: str, text: str) -> Document:
+    """Parse text that came from `source` (a file name, `<stdin>`, ...): JSON where it starts with a brace, else YAML."""
+    document = Document(source, text)
+    if len(text) > MAX_CHARACTERS:
+        raise SpecError([Problem(message=f"'{source}' has {len(text):,} characters; a spec has a few thousand")])
+    if text.lstrip("\ufeff \t\r\n").startswith("{"):
+        document.data = _parse_json(document)
+        # JSON is YAML too (tabs aside), so the same nodes give the places
+        try:
+            document.root = yaml.compose(text.replace("\t", " "), Loader=_Loader)
+        except yaml.YAMLError:
+            document.root = None
+        return document
+    try:
+        document.root = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise SpecError([_syntax_problem(document, error)]) from None
+    except RecursionError:
+        raise SpecError([Problem(message=f"'{source}' is nested too deeply")]) from None
+    if document.root is None:
+        raise SpecError([document.problem((), "the document is empty")])
+    converter = _Converter(document)
+    document.data = converter.convert(document.root)
+    if converter.problems:
+        raise SpecError(converter.problems)
+    return document
+
+
+def _parse_json(document: Document) -> Any:
+    duplicates: list[str] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for key, value in items:
+            if key in mapping:
+                duplicates.append(key)
+            mapping[key] = value
+        return mapping
+
+    try:
+        data = json.loads(document.text.lstrip("\ufeff"), object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        lines = document.text.splitlines() or [""]
+        place = Place(
+            source=document.source,
+            line=error.lineno,
+            column=error.colno,
+            source_line=lines[min(error.lineno, len(lines)) - 1],
+        )
+        raise SpecError([Problem(message=f"not valid JSON: {error.msg}", place=place)]) from None
+    except RecursionError:
+        raise SpecError([Problem(message=f"'{document.source}' is nested too deeply")]) from None
+    if duplicates:
+        raise SpecError([Problem(message=f"{document.source}: duplicate key '{key}'") for key in duplicates])
+    return data
+
+
+def _syntax_problem(document: Document, error: yaml.YAMLError) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or str(error)
+    if mark is None:
+        return Problem(message=f"{document.source}: not valid YAML: {what}")
+    lines = document.text.splitlines() or [""]
+    line = min(mark.line, len(lines) - 1)
+    place = Place(source=document.source, line=line + 1, column=mark.column + 1, source_line=lines[line])
+    hint = "indent with spaces" if "\t" in lines[line] else None
+    return Problem(message=f"not valid YAML: {what}", place=place, hint=hint)
+
+
+def _child(node: yaml.Node, step: str | int) -> tuple[yaml.Node | None, yaml.Node | None]:
+    """The key node and the value node that a step leads to."""
+    if isinstance(node, yaml.SequenceNode):
+        if isinstance(step, int) and 0 <= step < len(node.value):
+            return None, node.value[step]
+        return None, None
+    if isinstance(node, yaml.MappingNode):
+        merged = None
+        for key, value in node.value:
+            if key.value == step:
+                return key, value
+            if key.value == "<<":
+                merged = value
+        for source in merged.value if isinstance(merged, yaml.SequenceNode) else [merged] if merged else []:
+            found = _child(source, step)
+            if found[1] is not None:
+                return found
+    return None, None
+
+
+class _Converter:
+    """Nodes to plain data; collects what is wrong on the way."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: list[Problem] = []
+        self._done: dict[int, tuple[Any, int]] = {}
+        self._open: set[int] = set()
+        self._scalars = yaml.constructor.SafeConstructor()
+
+    def convert(self, node: yaml.Node) -> Any:
+        return self._convert(node)[0]
+
+    def _convert(self, node: yaml.Node) -> tuple[Any, int]:
+        """The value, and how many nodes it expands to."""
+        if id(node) in self._done:
+            return self._done[id(node)]
+        if id(node) in self._open:
+            raise SpecError([self._at(node, "an anchor contains itself")])
+        self._open.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            result = self._mapping(node)
+        elif isinstance(node, yaml.SequenceNode):
+            parts = [self._convert(child) for child in node.value]
+            result = [value for value, _ in parts], 1 + sum(size for _, size in parts)
+        else:
+            result = self._scalar(node), 1
+        self._open.discard(id(node))
+        if result[1] > MAX_NODES:
+            raise SpecError([self._at(node, f"aliases expand to more than {MAX_NODES:,} values")])
+        self._done[id(node)] = result
+        return result
+
+    def _mapping(self, node: yaml.MappingNode) -> tuple[dict[str, Any], int]:
+        mapping: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        size = 1
+        for key_node, value_node in node.value:
+            value, value_size = self._convert(value_node)
+            size += value_size
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                for source in value if isinstance(value, list) else [value]:
+                    if isinstance(source, Mapping):
+                        merged = {**source, **merged}
+                    else:
+                        self.problems.append(self._at(value_node, "'<<' merges mappings only"))
+                continue
+            key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            if not isinstance(key, str):
+                self.problems.append(self._at(key_node, f"a key must be a name, not {key_node.value!r}", "quote it"))
+            elif key in mapping:
+                self.problems.append(self._at(key_node, f"duplicate key '{key}'"))
+            else:
+                mapping[key] = value
+        return {**merged, **mapping}, size
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        try:
+            return self._scalars.construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:
+            what = getattr(error, "problem", None) or str(error)
+            self.problems.append(self._at(node, f"not a value that a spec can hold: {what}"))
+            return None
+
+    def _at(self, node: yaml.Node, message: str, hint: str | None = None) -> Problem:
+        mark = node.start_mark
+        lines = self.document.text.splitlines() or [""]
+        line = min(mark.line, len(lines) - 1)
+        place = Place(source=self.document.source, line=line + 1, column=mark.column + 1, source_line=lines[line])
+        return Problem(message=message, place=place, hint=hint)

@@ -1,0 +1,71 @@
+"""Finds the model that SPEC names: a packaged name, a kvcalc YAML, a config.json, a model on the hub, standard input."""
+
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from kvcalc.architecture.model import Model
+from kvcalc.errors import UsageError
+from kvcalc.names import nearest
+from kvcalc.specs.build import build_model
+from kvcalc.specs.reader import Document, read_document, read_file
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_FILE_ENDINGS = (".yaml", ".yml", ".json")
+
+
+def model_specs_folder() -> Path:
+    """Inside the package in an installed wheel, beside it in a checkout and an editable install."""
+    installed = _PACKAGE / "model_specs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "model_specs"
+
+
+def model_names() -> list[str]:
+    """Names of the packaged models."""
+    return sorted(path.stem for path in model_specs_folder().glob("*.yaml"))
+
+
+@lru_cache(maxsize=256)
+def load_packaged(name: str) -> Model:
+    """A packaged model by its exact name."""
+    return build_model(read_file(model_specs_folder() / f"{name}.yaml"))
+
+
+def load_model(spec: str) -> Model:
+    """The model that `spec` names. Raises UsageError where there is none, SpecError where it can't be used."""
+    name = spec.lower()
+    if not spec.endswith(_FILE_ENDINGS) and "/" not in spec and (model_specs_folder() / f"{name}.yaml").is_file():
+        return load_packaged(name)
+    document = load_document(spec)
+    return build_model(spec_document(document))
+
+
+def load_document(spec: str) -> Document:
+    """The document that `spec` names, not yet interpreted."""
+    if spec == "-":
+        return read_document("<stdin>", sys.stdin.read())
+    if spec.startswith("hf:"):
+        from kvcalc.specs.hub import fetch_config
+
+        return fetch_config(spec.removeprefix("hf:"))
+    path = Path(spec)
+    if path.is_dir() and (path / "config.json").is_file():
+        path = path / "config.json"
+    if path.is_file():
+        return read_file(path)
+    packaged = model_specs_folder() / f"{spec.lower()}.yaml"
+    if "/" not in spec and packaged.is_file():
+        return read_file(packaged)
+    if spec.endswith(_FILE_ENDINGS) or "/" in spec:
+        raise UsageError(f"no such file: '{spec}'", hint="a model on the hub is written hf:org/name")
+    raise UsageError(f"unknown model '{spec}'", hint=nearest(spec, model_names()))
+
+
+def spec_document(document: Document) -> Document:
+    """The document as a kvcalc spec: converted where it is a Hugging Face config, itself otherwise."""
+    data = document.data
+    if isinstance(data, dict) and "layers" not in data and ("model_type" in data or "architectures" in data):
+        from kvcalc.specs.huggingface.convert import spec_from_document
+
+        return spec_from_document(document)
+    return document
