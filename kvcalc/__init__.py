@@ -1,4 +1,4 @@
-"""kvcalc: how many bytes an LLM's KV cache takes, how long a step takes, and whether that is true on the machine at hand.
+"""kvcalc: how many bytes an LLM's KV cache takes, how long a step takes, and whether that is true on this machine.
 
 The commands are one import away, loaded when they are first asked for:
 

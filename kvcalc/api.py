@@ -14,9 +14,9 @@ from dataclasses import replace
 from kvcalc.architecture.layout import GenericLayout, Layout, precision_for
 from kvcalc.architecture.model import Model
 from kvcalc.errors import UsageError
-from kvcalc.results import Comparison, ComparisonRow, Estimate
 from kvcalc.hardware import Gpu
 from kvcalc.names import nearest
+from kvcalc.results import Comparison, ComparisonRow, Estimate
 from kvcalc.sizing import cache_size, fit
 from kvcalc.timing.roofline import roofline
 from kvcalc.timing.step import DECODE, PREFILL, Step
@@ -65,9 +65,7 @@ def layout_for(
         raise UsageError(f"no cache layout is known for engine '{engine}'", hint=nearest(name, ENGINES))
     if block_tokens < 1:
         raise UsageError(f"block size is {block_tokens}; it must be 1 token or more")
-    precision = precision_for(
-        model.native_formats, kv_dtype=kv_dtype, index_dtype=index_dtype, state_dtype=state_dtype
-    )
+    precision = precision_for(model.native_formats, kv_dtype=kv_dtype, index_dtype=index_dtype, state_dtype=state_dtype)
     return GenericLayout(precision=precision, block_tokens=block_tokens)
 
 
@@ -120,9 +118,7 @@ def estimate(
         state_dtype=state_dtype,
     )
     steps = {
-        phase: Step(
-            model=loaded, layout=layout, workload=workload, phase=phase, weights_dtype=weights_dtype, mtp=mtp
-        )
+        phase: Step(model=loaded, layout=layout, workload=workload, phase=phase, weights_dtype=weights_dtype, mtp=mtp)
         for phase in (DECODE, PREFILL)
     }
     found = load_gpu(gpu) if gpu is not None else None

@@ -12,7 +12,7 @@ from kvcalc.errors import KvcalcError, SpecError
 
 app = typer.Typer(
     name="kvcalc",
-    help="KV-cache memory and speed of LLM inference: how many bytes, how long, and whether it is true on this machine.",
+    help="KV-cache memory and speed of LLM inference: how many bytes, how long, and is it true here.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -74,7 +74,8 @@ Utilization = Annotated[
 ]
 AsBytes = Annotated[bool, typer.Option("--bytes", help="Exact bytes instead of GiB.")]
 Format = Annotated[
-    str | None, typer.Option("--format", "-f", help="table, text, json, csv or markdown. Default: table, text in a pipe.")
+    str | None,
+    typer.Option("--format", "-f", help="table, text, json, csv or markdown. Default: table, text in a pipe."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of standard output.")]
@@ -209,7 +210,9 @@ def compare(
 
 @app.command(name="import")
 def import_(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A config.json, hf:org/name, or - for standard input.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A config.json, hf:org/name, or - for standard input.")
+    ],
     output: Output = None,
 ) -> None:
     """A Hugging Face config.json as a kvcalc spec."""
@@ -280,7 +283,7 @@ def _run(body: Callable[[], int]) -> None:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED_EXIT_CODE
     except BrokenPipeError:  # the reader has what it wants; nothing more can be said on this stream
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         code = 0
     except Exception:
         import traceback

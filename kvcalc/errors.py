@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 class KvcalcError(Exception):
-    """An error that a user can act on. Shown as `error: ...` and, where there is one, `hint: ...`; never as a traceback."""
+    """An error that a user can act on, shown as `error: ...` and perhaps `hint: ...`; never as a traceback."""
 
     exit_code = 2
 

@@ -1,7 +1,7 @@
 """Every number of an estimate as a formula, with the numbers put in, unit and source: what `--explain` shows.
 
-Each term's numbers are those of the calculation itself; the text is made from the same components, records and traffic, so
-a formula that does not give its value can't be printed without the value being wrong too.
+Each term's numbers are those of the calculation itself; the text is made from the same components, records and traffic,
+so a formula that does not give its value can't be printed without the value being wrong too.
 """
 
 from dataclasses import asdict, dataclass
@@ -127,8 +127,8 @@ def _totals(estimate: Estimate) -> list[Explanation]:
                 name="cache.replication_factor",
                 formula="stored bytes on all ranks of a replica / one copy",
                 substituted=(
-                    f"tp {ranks.tp}, dcp {ranks.dcp}, pp {ranks.pp}: {number(cache.per_rank.bytes_per_token)} B a token "
-                    f"on a rank, {number(exact(cache.replication_factor))} copies"
+                    f"tp {ranks.tp}, dcp {ranks.dcp}, pp {ranks.pp}: {number(cache.per_rank.bytes_per_token)} B a "
+                    f"token on a rank, {number(exact(cache.replication_factor))} copies"
                 ),
                 value=exact(cache.replication_factor),
                 unit="copies",
@@ -204,8 +204,8 @@ def _times(estimate: Estimate) -> list[Explanation]:
             name=f"decode.time: {timed.term.name}{f', {timed.term.detail}' if timed.term.detail else ''}",
             formula="max(bytes moved / bandwidth, FLOP / peak) on one rank",
             substituted=(
-                f"max({timed.term.traffic.moved_bytes:,} B / {bandwidth / 1e9:,.0f} GB/s, {timed.term.traffic.flop:,} FLOP"
-                f" / {gpu.peak(timed.compute) / 1e12:,.1f} TFLOP/s {timed.compute}) = {seconds(timed.roofline_s)}"
+                f"max({timed.term.traffic.moved_bytes:,} B / {bandwidth / 1e9:,.0f} GB/s, {timed.term.traffic.flop:,} "
+                f"FLOP / {gpu.peak(timed.compute) / 1e12:,.1f} TFLOP/s {timed.compute}) = {seconds(timed.roofline_s)}"
             ),
             value=timed.roofline_s,
             unit="s",

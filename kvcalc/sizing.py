@@ -1,8 +1,8 @@
 """How many bytes: model x layout x workload x parallelism.
 
-Three sizes are three functions of the same records: stored (what the tokens need), allocated (with the last block filled
-up) and read (what one step moves). All are exact integers; growth a token is an exact fraction, since a compressed cache
-adds an entry only every n tokens.
+Three sizes are three functions of the same records: stored (what the tokens need), allocated (with the last block
+filled up) and read (what one step moves). All are exact integers; growth a token is an exact fraction, since a
+compressed cache adds an entry only every n tokens.
 """
 
 from collections import Counter
@@ -19,7 +19,6 @@ from kvcalc.architecture.model import Layer, Model
 from kvcalc.architecture.weights import Part, Weight
 from kvcalc.errors import UsageError
 from kvcalc.workload import Parallelism, Workload
-
 
 LayerCounts = tuple[tuple[Layer, int], ...]
 """Different layers, each with how many there are of it."""
@@ -130,9 +129,7 @@ def attention_counts(layers: LayerCounts) -> Counter[Attention]:
     return counts
 
 
-def rank_records(
-    layers: LayerCounts, layout: Layout, parallelism: Parallelism
-) -> tuple[RecordCount, ...]:
+def rank_records(layers: LayerCounts, layout: Layout, parallelism: Parallelism) -> tuple[RecordCount, ...]:
     """Records of the given layers on the rank that holds most."""
     return tuple(_record_counts(layers, layout, shards=parallelism.kv_shards))
 

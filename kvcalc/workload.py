@@ -34,7 +34,7 @@ class Workload:
 class Parallelism:
     """How a model is spread: GPUs = tp x dp x pp.
 
-    tp   attention tensor parallel: query heads are split; KV heads too, and copied where there are more ranks than heads
+    tp   attention tensor parallel: query heads are split; KV heads too, and copied where ranks outnumber them
     dp   attention data parallel: each replica serves its share of the batch with its own cache
     pp   pipeline parallel: layers are split into stages
     dcp  decode context parallel: `dcp` of the tp ranks share a sequence's tokens instead of copying them

@@ -60,7 +60,7 @@ class MixtureOfExperts:
     zero_experts              entries of the router that do nothing (LongCat): a token that draws one skips an expert
     latent_size               experts work on a projection of the hidden state of this width
     latent_norm               a norm on the experts' output before it is projected back (Kimi-K3)
-    router_bias               the router has a trained bias; a correction bias that no gradient reaches is not a parameter
+    router_bias               the router has a trained bias; a balancing correction, which no gradient reaches, is none
     routed_by_token           the router's choice is looked up by token id: no router matrix is multiplied
     """
 

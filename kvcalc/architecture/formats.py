@@ -1,8 +1,8 @@
 """Number formats, with their bytes written out, scales included.
 
-A packing says how elements lie in bytes: so many elements in a block of so many bytes. A cache format gives each role of
-a component a packing, and a record may end in padding: DeepSeek's 656-byte record is a format of three lines here, not a
-special case elsewhere.
+A packing says how elements lie in bytes: so many elements in a block of so many bytes. A cache format gives each role
+of a component a packing, and a record may end in padding: DeepSeek's 656-byte record is a format of three lines here,
+not a special case elsewhere.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Packing:
         return Fraction(self.bytes, self.elements)
 
     def bytes_for(self, *, heads: int, width: int) -> int:
-        """Bytes of `heads` heads of `width` elements; a block never spans two heads, so a head is rounded up to whole blocks."""
+        """Bytes of `heads` heads of `width` elements; no block spans two heads: each has whole blocks."""
         return heads * (-(-width // self.elements) * self.bytes + self.scale_bytes)
 
 
@@ -154,7 +154,7 @@ CACHE_FORMATS: dict[str, Format] = {
             packing=FP8,
             by_role={Role.LATENT: FP8_BLOCK_128, Role.ROPE: BF16},
             only_roles=_LATENT_ROLES,
-            description="an MLA record: latent in fp8 with one fp32 scale for each 128, rope in bf16 (512+64: 656 bytes)",
+            description="an MLA record: latent in fp8 with an fp32 scale for 128 each, rope in bf16 (512+64: 656 bytes)",
             source="vLLM 0.33 v1/attention/backends/mla/flashmla_sparse.py; FlashMLA README, FP8 KV cache",
         ),
         Format(
@@ -171,7 +171,7 @@ CACHE_FORMATS: dict[str, Format] = {
             by_role={Role.LATENT: FP8_BLOCK_64_E8M0, Role.ROPE: BF16},
             only_roles=_LATENT_ROLES,
             padding=1,
-            description="DeepSeek-V4's record: fp8 with one e8m0 scale for each 64, rope in bf16, 1 pad (448+64: 584 bytes)",
+            description="DeepSeek-V4's record: fp8 with an e8m0 scale for 64 each, rope in bf16, 1 pad (584 bytes)",
             source="vLLM 0.33 v1/attention/backends/mla/flashmla_sparse.py; SGLang 0.5.23 pool_configurator.py",
         ),
         Format(

@@ -1,7 +1,7 @@
 """A layout turns a kind's components into records of bytes on a rank. Sizing consumes a layout and asks nothing else.
 
-The generic layout stores just the components, each in the format of its role. Engines have layouts of their own: copies,
-padded pages, other records. None needs a change to a kind.
+The generic layout stores just the components, each in the format of its role. Engines have layouts of their own:
+copies, padded pages, other records. None needs a change to a kind.
 """
 
 from collections.abc import Mapping
@@ -93,9 +93,14 @@ class Precision:
 class Layout(Protocol):
     """How an engine lays components out."""
 
-    name: str
-    block_tokens: int
-    precision: Precision
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def block_tokens(self) -> int: ...
+
+    @property
+    def precision(self) -> Precision: ...
 
     @property
     def compute(self) -> str:
@@ -144,7 +149,7 @@ def precision_for(
 ) -> Precision:
     """The formats in force: what is asked for, else what the model defines, else bf16.
 
-    native  formats that the model itself defines by `kv`, `index`, `state`. A native kv record stays as it is when 16-bit
+    native  formats that the model itself defines by `kv`, `index`, `state`. A native kv record stays as it is when bf16
             or fp8 entries are asked for: those are the modes that engines run it in.
     """
     kv = native.get("kv") if kv_dtype in (None, "bf16", "fp8", "fp8_e4m3") else None

@@ -79,7 +79,7 @@ class EveryToken(_Attended):
 
 @dataclass(frozen=True, slots=True)
 class Window(_Attended):
-    """The last `tokens` entries, the token's own included, and the first `sink_tokens`, which never leave (arXiv 2309.17453).
+    """The last `tokens` entries, the token's own included, and the first `sink_tokens`, which stay (arXiv 2309.17453).
 
     Chunked attention is a window as well: a token attends its own chunk, so at most `tokens`. Within a chunk the number
     rises from 1 to `tokens`; the fullest step is the one counted, since that is what a step time has to meet.

@@ -6,7 +6,7 @@ from math import prod
 
 
 class Part(str, Enum):
-    """The part of a model that a weight belongs to: weight formats are named by it, and step terms are grouped by it."""
+    """The part of a model that a weight belongs to: weight formats and step terms go by it."""
 
     EMBEDDING = "embedding"
     HEAD = "head"

@@ -5,8 +5,8 @@ from typing import Any
 
 from kvcalc import api
 from kvcalc.commands.output import ascii_only, emit, warn
-from kvcalc.results import Comparison, ComparisonRow
 from kvcalc.report.page import Lines, Page, Table, bar
+from kvcalc.results import Comparison, ComparisonRow
 from kvcalc.timing.step import DECODE
 from kvcalc.units import flop, memory, number, ratio, seconds
 
@@ -34,8 +34,8 @@ def page(result: Comparison, *, as_bytes: bool = False) -> Page:
     workload = first.workload
     where = f" on {first.gpu.name}" if first.gpu else ""
     note = (
-        f"batch {workload.batch:,}, context {workload.context_tokens:,} tokens{where}; elements and bytes are what one more "
-        "token adds; decode attention is for one token"
+        f"batch {workload.batch:,}, context {workload.context_tokens:,} tokens{where}; elements and bytes are what one "
+        "more token adds; decode attention is for one token"
     )
     return Page(title="KV cache compared", blocks=[table, Lines(title="", lines=[note])])
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from kvcalc import api
 from kvcalc.commands.output import emit, warn
-from kvcalc.results import Estimate
 from kvcalc.explain import explain, to_json
 from kvcalc.report.page import Block, Facts, Lines, Page, Table
+from kvcalc.results import Estimate
 from kvcalc.timing.step import DECODE, PREFILL, total
 from kvcalc.units import exact, flop, memory, number, ratio, seconds
 
@@ -55,7 +55,11 @@ def _model(result: Estimate) -> Facts:
     precision = result.layout.precision
     rows = [
         ("attention", ", ".join(model.attention_labels), ""),
-        ("parameters", f"{parameters.total / 1e9:,.2f} B", f"{parameters.active / 1e9:,.2f} B active, embeddings included"),
+        (
+            "parameters",
+            f"{parameters.total / 1e9:,.2f} B",
+            f"{parameters.active / 1e9:,.2f} B active, embeddings included",
+        ),
         (
             "workload",
             f"batch {workload.batch:,}, context {workload.context_tokens:,} tokens",
@@ -88,7 +92,11 @@ def _cache(result: Estimate, as_bytes: bool) -> Facts:
         rows.append(("per period", f"{cache.bytes_per_period:,} B", f"every {cache.period_tokens} tokens"))
     if cache.constant_bytes_per_sequence:
         rows.append(
-            ("constant", memory(cache.constant_bytes_per_sequence, as_bytes=as_bytes), "a sequence: states, full windows")
+            (
+                "constant",
+                memory(cache.constant_bytes_per_sequence, as_bytes=as_bytes),
+                "a sequence: states, full windows",
+            )
         )
     rows.append(("stored", memory(cache.stored_bytes, as_bytes=as_bytes), "whole batch, one copy"))
     rows.append(("allocated", memory(cache.allocated_bytes, as_bytes=as_bytes), "in whole blocks"))
@@ -137,19 +145,29 @@ def _work(result: Estimate, as_bytes: bool) -> Facts:
             rows.append((f"  the same {other}", flop(forms[other]), rebuild))
         if work.index_flop:
             rows.append((f"{phase} index scores", flop(work.index_flop), ""))
-        rows.append((f"{phase} step", flop(step.flop), f"reads {memory(step.read_bytes, as_bytes=as_bytes)} with weights"))
+        rows.append(
+            (f"{phase} step", flop(step.flop), f"reads {memory(step.read_bytes, as_bytes=as_bytes)} with weights")
+        )
     return Facts(title="Work of one step, whole batch, one full copy", rows=rows)
 
 
 def _time(result: Estimate) -> Facts:
     gpu = result.gpu
     assert gpu is not None
-    rows = [("GPU", gpu.name, f"{gpu.memory_bandwidth_bytes_per_s / 1e9:,.0f} GB/s, {gpu.peak('bf16') / 1e12:,.1f} TFLOP/s bf16")]
+    rows = [
+        (
+            "GPU",
+            gpu.name,
+            f"{gpu.memory_bandwidth_bytes_per_s / 1e9:,.0f} GB/s, {gpu.peak('bf16') / 1e12:,.1f} TFLOP/s bf16",
+        )
+    ]
     rows.append(("ridge point", f"{gpu.ridge_flop_per_byte('bf16'):,.0f} FLOP/B", "bf16; above it, compute bounds"))
     for phase in (DECODE, PREFILL):
         bound = result.rooflines[phase]
         rows.append((f"{phase} roofline", seconds(bound.roofline_s), f"{bound.bound}-bound"))
-    return Facts(title="Roofline from the datasheet: a bound, not a prediction; no launches, no communication", rows=rows)
+    return Facts(
+        title="Roofline from the datasheet: a bound, not a prediction; no launches, no communication", rows=rows
+    )
 
 
 def _terms(result: Estimate, as_bytes: bool) -> Table:

@@ -31,7 +31,9 @@ def run(what: str, *, format: str | None, json: bool, output: Path | None) -> in
 def _page(what: str, rows: list[dict[str, Any]]) -> Page:
     columns = list(rows[0])
     numbers = frozenset(name for name in columns if isinstance(rows[0][name], int | float))
-    cells = [[f"{row[name]:,}" if isinstance(row[name], int | float) else str(row[name]) for name in columns] for row in rows]
+    cells = [
+        [f"{row[name]:,}" if isinstance(row[name], int | float) else str(row[name]) for name in columns] for row in rows
+    ]
     return Page(title=what, blocks=[Table(title="", columns=columns, rows=cells, right=numbers)])
 
 

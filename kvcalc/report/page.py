@@ -1,6 +1,7 @@
 """A page: what a result says to a person, before it is rendered as text, table or Markdown.
 
-A page is a title, blocks of facts (label, value, note), tables, and lines of prose. Renderers add no words of their own.
+A page is a title, blocks of facts (label, value, note), tables, and lines of prose. Renderers add no words of their
+own.
 """
 
 from dataclasses import dataclass, field

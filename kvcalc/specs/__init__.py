@@ -1,1 +1,1 @@
-"""Specs: from YAML, config.json or a model hub to an architecture, and from YAML to hardware. The only room that reads them."""
+"""Specs: from YAML, config.json or a model hub to an architecture, and from YAML to hardware."""

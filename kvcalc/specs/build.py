@@ -137,7 +137,8 @@ class _Builder:
 def _attention(spec: Any) -> Attention:
     plain = _PLAIN_KINDS.get(type(spec))
     if plain is not None:
-        return plain(**spec.model_dump(exclude={"kind"}))
+        attention: Attention = plain(**spec.model_dump(exclude={"kind"}))
+        return attention
     base = _latent(spec) if isinstance(spec, schema.MlaSpec) else _grouped(spec)
     if spec.selection is None:
         return base
@@ -157,17 +158,13 @@ def _latent(spec: schema.MlaSpec) -> LatentAttention:
 
 
 def _grouped(spec: schema.MhaSpec | schema.GqaSpec | schema.MqaSpec) -> GroupedAttention:
-    options = spec.model_dump(exclude={"kind", "bias", "selection", "n_kv_heads", "v_head_dim"})
+    options: dict[str, Any] = spec.model_dump(exclude={"kind", "bias", "selection", "n_kv_heads", "v_head_dim"})
+    options |= {f"{name}_bias": name in spec.bias for name in ("q", "k", "v", "o")}
     if isinstance(spec, schema.GqaSpec):
         n_kv_heads = spec.n_kv_heads
     else:
         n_kv_heads = 1 if isinstance(spec, schema.MqaSpec) else spec.n_heads
-    return GroupedAttention(
-        **options,
-        n_kv_heads=n_kv_heads,
-        v_head_dim=spec.v_head_dim or spec.head_dim,
-        **{f"{name}_bias": name in spec.bias for name in ("q", "k", "v", "o")},
-    )
+    return GroupedAttention(**options, n_kv_heads=n_kv_heads, v_head_dim=spec.v_head_dim or spec.head_dim)
 
 
 def _feed_forward(spec: schema.DenseSpec | schema.MoeSpec) -> FeedForward:

@@ -246,16 +246,4 @@ def _nvml_names() -> list[str]:
 
 def hardware_schema() -> dict[str, Any]:
     """The JSON Schema of a hardware YAML, for editors."""
-    return {**_tidy(json_schema(HardwareSpec, "kvcalc hardware spec")), "title": "kvcalc hardware spec"}
-
-
-def _tidy(schema: Any) -> Any:
-    """Without machine-made titles, and without offering null for what may be left out."""
-    if isinstance(schema, list):
-        return [_tidy(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    made = {"title": str, "default": type(None)}
-    kept = {key: _tidy(part) for key, part in schema.items() if not isinstance(part, made.get(key, ()))}
-    given = [option for option in kept.pop("anyOf", []) if option != {"type": "null"}]
-    return {**given[0], **kept} if len(given) == 1 else kept | ({"anyOf": given} if given else {})
+    return json_schema(HardwareSpec, "kvcalc hardware spec")

@@ -12,9 +12,7 @@ def fetch_config(reference: str) -> Document:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
     except ImportError:
-        raise UsageError(
-            f"hf:{reference} needs the package huggingface_hub", hint="pip install 'kvcalc[hf]'"
-        ) from None
+        raise UsageError(f"hf:{reference} needs the package huggingface_hub", hint="pip install 'kvcalc[hf]'") from None
     repository, _, revision = reference.partition("@")
     if repository.count("/") != 1:
         raise UsageError(f"'hf:{reference}' names no model", hint="write hf:org/name or hf:org/name@revision")

@@ -1,7 +1,7 @@
 """Reads YAML and JSON documents so that every value still knows its place in the text.
 
-`read_document` gives plain dicts, lists and scalars, and a `Document` that finds the line and column of any path in them.
-Duplicate keys, keys that are no strings, cyclic anchors and oversized documents are refused here.
+`read_document` gives plain dicts, lists and scalars, and a `Document` that finds the line and column of any path in
+them. Duplicate keys, keys that are no strings, cyclic anchors and oversized documents are refused here.
 """
 
 import json
@@ -61,17 +61,10 @@ class Document:
     def problem(
         self, path: PathInDocument, message: str, hint: str | None = None, *, of_value: bool = False
     ) -> Problem:
+        if self.root is None:  # made by a conversion: there is no text of its own to point into
+            where = ".".join(map(str, path))
+            return Problem(message=f"{self.source}: {f'{where}: ' if where else ''}{message}", hint=hint)
         return Problem(message=message, place=self.place(path, of_value=of_value), hint=hint)
-
-    def value(self, path: PathInDocument) -> Any:
-        """The value at a path; steps that lead nowhere are passed over, as in `place`."""
-        value = self.data
-        for step in path:
-            if (isinstance(value, dict) and step in value) or (
-                isinstance(value, list) and isinstance(step, int) and step < len(value)
-            ):
-                value = value[step]
-        return value
 
 
 def read_file(path: Path) -> Document:
@@ -86,7 +79,7 @@ def read_file(path: Path) -> Document:
 
 
 def read_document(source: str, text: str) -> Document:
-    """Parse text that came from `source` (a file name, `<stdin>`, ...): JSON where it starts with a brace, else YAML."""
+    """Parse text that came from `source` (a file name, `<stdin>`): JSON where it starts with a brace, else YAML."""
     document = Document(source, text)
     if len(text) > MAX_CHARACTERS:
         raise SpecError([Problem(message=f"'{source}' has {len(text):,} characters; a spec has a few thousand")])
@@ -194,6 +187,7 @@ class _Converter:
         if id(node) in self._open:
             raise SpecError([self._at(node, "an anchor contains itself")])
         self._open.add(id(node))
+        result: tuple[Any, int]
         if isinstance(node, yaml.MappingNode):
             result = self._mapping(node)
         elif isinstance(node, yaml.SequenceNode):
@@ -230,7 +224,7 @@ class _Converter:
                 mapping[key] = value
         return {**merged, **mapping}, size
 
-    def _scalar(self, node: yaml.ScalarNode) -> Any:
+    def _scalar(self, node: yaml.Node) -> Any:
         try:
             return self._scalars.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Finds the model that SPEC names: a packaged name, a kvcalc YAML, a config.json, a model on the hub, standard input."""
+"""Finds the model that SPEC names: a packaged one, a YAML, a config.json, one on the hub, standard input."""
 
 import sys
 from functools import lru_cache
@@ -65,7 +65,7 @@ def spec_document(document: Document) -> Document:
     """The document as a kvcalc spec: converted where it is a Hugging Face config, itself otherwise."""
     data = document.data
     if isinstance(data, dict) and "layers" not in data and ("model_type" in data or "architectures" in data):
-        from kvcalc.specs.huggingface.convert import spec_from_document
+        from kvcalc.specs.huggingface.convert import spec_from_config
 
-        return spec_from_document(document)
+        return Document(document.source, "", spec_from_config(data, source=document.source, document=document))
     return document

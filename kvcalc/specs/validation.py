@@ -24,7 +24,7 @@ class Spec(BaseModel):
 
 @cache
 def field_docs(model: type[Spec]) -> dict[str, str]:
-    """The docstring below each field of a spec class and its bases. Read from the source when a hint or schema needs it."""
+    """The docstring below each field of a spec class and its bases, read from the source when it is needed."""
     docs: dict[str, str] = {}
     for owner in reversed(model.__mro__):
         if issubclass(owner, Spec) and owner is not Spec:
@@ -47,7 +47,19 @@ def json_schema(model: type[Spec], title: str) -> dict[str, Any]:
     for name, definition in [(model.__name__, schema), *schema.get("$defs", {}).items()]:
         for key, text in field_docs(classes[name]).items() if name in classes else ():
             definition["properties"][key]["description"] = text
-    return {**schema, "$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
+    return {**_tidy(schema), "$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
+
+
+def _tidy(schema: Any) -> Any:
+    """Without machine-made titles, and without offering null for what may be left out."""
+    if isinstance(schema, list):
+        return [_tidy(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made: dict[str, type] = {"title": str, "default": type(None)}
+    kept = {key: _tidy(part) for key, part in schema.items() if not (key in made and isinstance(part, made[key]))}
+    given = [option for option in kept.pop("anyOf", []) if option != {"type": "null"}]
+    return {**given[0], **kept} if len(given) == 1 else kept | ({"anyOf": given} if given else {})
 
 
 def _all_specs(model: type[Spec]) -> Iterable[type[Spec]]:
@@ -104,6 +116,8 @@ def _problem(document: Document, model: type[Spec], detail: Any) -> Problem:
         "list_type": "a list",
         "tuple_type": "a list",
         "date_type": "a date such as 2026-01-31",
+        "date_parsing": "a date such as 2026-01-31",
+        "date_from_datetime_parsing": "a date such as 2026-01-31",
         "date_from_datetime_inexact": "a date such as 2026-01-31",
     }.get(kind)
     if wanted:

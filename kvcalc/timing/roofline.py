@@ -1,7 +1,7 @@
 """The roofline: the time below which no machine with the stated bandwidth and peaks can finish.
 
-    t(term) = max(bytes moved / bandwidth, FLOPs / peak of the term's number format)        (Williams et al. 2009, sec. 3)
-    t(step) = sum over terms, since each term's kernels run after one another
+    t(term) = max(bytes moved / bandwidth, FLOPs / peak of the term's number format)        (Williams et al. 2009, sec.
+    3) t(step) = sum over terms, since each term's kernels run after one another
 
 Everything here is from the datasheet: no launch, no latency, no communication, no derating. It is a bound, not a
 prediction; a prediction with an interval needs a calibration.

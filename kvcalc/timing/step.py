@@ -2,8 +2,8 @@
 
 A term is the same part of every layer of one kind: attention, index scores, projections, feed-forward, experts, head.
 Weights are read once a step whatever the batch; a mixture of experts reads the distinct experts that its tokens are
-expected to take. Communication between GPUs is not a term here: what `roofline` makes of these is a bound, and links have
-latencies that no datasheet states.
+expected to take. Communication between GPUs is not a term here: what `roofline` makes of these is a bound, and links
+have latencies that no datasheet states.
 """
 
 from collections import Counter

@@ -2,7 +2,8 @@
 
 A kind is a frozen dataclass of its dimensions. It knows no engine, no number format and no byte: it names its
 components (what it keeps, how wide, at which rate, and what one query head computes against one entry) and its weights.
-Bytes come from a layout, time from a roofline, both through the components alone, so a new kind needs no change elsewhere.
+Bytes come from a layout, time from a roofline, both through the components alone, so a new kind needs no change
+elsewhere.
 """
 
 from collections.abc import Iterator

@@ -1,10 +1,10 @@
 """Compressed attention (DeepSeek-V4): a raw window beside a stream in which several tokens became one entry.
 
-Every layer keeps the last `window_tokens` tokens as they are. A layer with a `compress_ratio` n also keeps one entry for
-each n tokens: all of them are attended (HCA, heavily compressed, n = 128), or the `top_k` that an indexer over compressed
-index keys selects (CSA, compressed sparse, n = 4). One vector of head_dim elements is both K and V for all heads, its last
-qk_rope_head_dim elements carry the position. The compressor holds the tokens of the entry being formed; with `overlap` an
-entry draws on two blocks of n tokens, in two series of its own width each.
+Every layer keeps the last `window_tokens` tokens as they are. A layer with a `compress_ratio` n also keeps one entry
+for each n tokens: all of them are attended (HCA, heavily compressed, n = 128), or the `top_k` that an indexer over
+compressed index keys selects (CSA, compressed sparse, n = 4). One vector of head_dim elements is both K and V for all
+heads, its last qk_rope_head_dim elements carry the position. The compressor holds the tokens of the entry being formed;
+with `overlap` an entry draws on two blocks of n tokens, in two series of its own width each.
 """
 
 from dataclasses import dataclass
@@ -80,7 +80,8 @@ class CompressedAttention:
         )
 
     def _index_key(self, slots: Slots) -> Component:
-        assert self.index_heads and self.index_head_dim
+        assert self.index_heads is not None
+        assert self.index_head_dim is not None
         return Component(
             name="index key",
             role=Role.INDEX,
@@ -94,7 +95,8 @@ class CompressedAttention:
 
     def _compressor(self, name: str, width: int | None) -> Component:
         """Values and gates of the tokens not yet compressed. Forming an entry reads all of it, once every n tokens."""
-        assert width and self.compress_ratio
+        assert width is not None
+        assert self.compress_ratio is not None
         series = 2 if self.overlap else 1
         return Component(
             name=name,
@@ -127,7 +129,8 @@ class CompressedAttention:
         if self.compress_ratio:
             weights += self._compressor_weights("compressor", hidden_size, self.head_dim, part)
         if self.top_k:
-            assert self.index_heads and self.index_head_dim
+            assert self.index_heads is not None
+            assert self.index_head_dim is not None
             weights += self._compressor_weights("index_compressor", hidden_size, self.index_head_dim, Part.INDEXER)
             weights += [
                 matrix("index_q", self.q_lora_rank, self.index_heads * self.index_head_dim, part=Part.INDEXER),

@@ -5,8 +5,8 @@ d_v = v_head_dim, H = n_heads. A token keeps d_c + d_h^R elements, whatever the 
 
 Two forms compute the same attention:
     absorbed   queries are moved into the latent space (W_UK is absorbed into q, W_UV into the output); each head then
-               attends the latent itself: 2 (d_c + d_h^R) for QK and 2 d_c for PV a head and pair. The latent is read once
-               and serves as K and as V. Decoding uses it.
+               attends the latent itself: 2 (d_c + d_h^R) for QK and 2 d_c for PV a head and pair. The latent is read
+               once and serves as K and as V. Decoding uses it.
     expanded   K and V are rebuilt from the latent, 2 d_c H (d_h + d_v) FLOPs a token; a head then costs
                2 (d_h + d_h^R) + 2 d_v a pair. Prefill uses it.
 """
@@ -23,8 +23,8 @@ from kvcalc.architecture.weights import Part, Weight, matrix, vector
 class LatentAttention:
     """Multi-head latent attention.
 
-    q_lora_rank is None where queries are projected in one step (DeepSeek-V2-Lite). `lora_norms` are the norms on the two
-    low-rank vectors; a conversion such as TransMLA may have none.
+    q_lora_rank is None where queries are projected in one step (DeepSeek-V2-Lite). `lora_norms` are the norms on the
+    two low-rank vectors; a conversion such as TransMLA may have none.
     """
 
     kind: ClassVar[str] = "mla"

@@ -227,7 +227,8 @@ class GatedDeltaNet(_Recurrent):
 class KimiDeltaAttention(_Recurrent):
     """KDA: the delta rule with a decay a channel; state [n_heads, head_dim, head_dim].
 
-    Its forget gate and its output gate have low rank; with `full_rank_gate` the output gate is one projection (Kimi-K3).
+    Its forget gate and its output gate have low rank; with `full_rank_gate` the output gate is one projection
+    (Kimi-K3).
     """
 
     kind: ClassVar[str] = "kda"

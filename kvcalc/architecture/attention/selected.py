@@ -3,7 +3,8 @@
 DeepSeek Sparse Attention is this over MLA (DeepSeek-V3.2 report sec. 2.1), MiniMax-M3's block selection over GQA, and
 GLM-5.2 lets several layers use one layer's selection. Everything is kept, since any token can be selected later; a step
 reads `top_k` entries and every index key:
-    index score of query t for token s = sum over h of w_h ReLU(q_h . k_s)     [index_heads x index_head_dim], one key a token
+    index score of query t for token s = sum over h of w_h ReLU(q_h . k_s)     [index_heads x index_head_dim], one key a
+    token
 """
 
 from dataclasses import dataclass, replace
