@@ -32,7 +32,7 @@ def schema(what: str) -> dict[str, Any]:
 
         return hardware_schema()
     if what in ("estimate", "compare"):
-        from kvcalc.report.schemas import result_schema
+        from kvcalc.commands.result_schemas import result_schema
 
         return result_schema(what)
     raise UsageError(f"there is no schema of '{what}'", hint=nearest(what, WHAT))
