@@ -18,10 +18,10 @@ def parse_tokens(text: str, *, name: str = "value") -> int:
     if digits and digits[-1] in _TOKEN_SUFFIXES:
         digits, factor = digits[:-1], _TOKEN_SUFFIXES[digits[-1]]
     try:
-        value = Fraction(digits) * factor
+        value = Fraction(digits[:40]) * factor
     except (ValueError, ZeroDivisionError):
         value = Fraction(1, 2)
-    if value.denominator != 1 or value < 1 or not digits.replace(".", "").isdigit():
+    if value.denominator != 1 or value < 1 or len(digits) > 40 or not digits.replace(".", "").isdigit():
         raise UsageError(f"{name} '{text}' is not a whole number above 0", hint="write 32768, 32k or 1m")
     return int(value)
 

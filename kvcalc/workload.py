@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from kvcalc.errors import UsageError
 
+MOST, MOST_RANKS = 1 << 48, 1 << 20
+"""More sequences or tokens than any machine holds; beyond it an argument is a slip."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
@@ -23,6 +26,8 @@ class Workload:
             value = getattr(self, name)
             if value < 1:
                 raise UsageError(f"{name} is {value}; it must be 1 or more")
+            if value > MOST:
+                raise UsageError(f"{name} is more than {MOST:,}")
         if self.query_tokens > self.context_tokens:
             raise UsageError(
                 f"query_tokens {self.query_tokens} is more than context_tokens {self.context_tokens}",
@@ -49,8 +54,8 @@ class Parallelism:
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "dp", "dcp", "ep"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+            if not 1 <= getattr(self, name) <= MOST_RANKS:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be 1 to {MOST_RANKS:,}")
         if self.tp % self.dcp:
             raise UsageError(
                 f"dcp {self.dcp} does not divide tp {self.tp}", hint="decode context parallelism reuses the tp ranks"

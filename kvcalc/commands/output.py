@@ -2,7 +2,9 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +87,34 @@ def write_out(text: str) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Whole or not at all: to a temporary name beside it, then renamed. Raises UsageError where that can't be done."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Whole or not at all: to a temporary name beside it, then renamed; a device or pipe is written to as it is.
+
+    Raises UsageError where that can't be done.
+    """
+    if not path.name or path.is_dir():
+        raise UsageError(f"can't write '{path}': it is a folder", hint="name a file in it")
+    temporary: str | None = None
     try:
-        temporary.write_text(text, encoding="utf-8")
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".kvcalc-")
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
         raise UsageError(f"can't write '{path}': {error.strerror}") from error
+
+
+def _umask() -> int:
+    """The permissions that new files do not get; asking for them means setting them twice."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def warn(messages: list[str]) -> None:

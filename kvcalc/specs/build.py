@@ -55,6 +55,9 @@ class _Builder:
         self._built: dict[Any, Any] = {}
 
     def model(self, spec: schema.ModelSpec) -> Model:
+        count = sum(map(_layer_count, (*spec.layers, *spec.mtp)))
+        if count > MAX_LAYERS:
+            raise SpecError([self.document.problem(("layers",), f"{count:,} layers: more than {MAX_LAYERS:,}")])
         layers = [
             layer
             for position, entry in enumerate(spec.layers)
@@ -63,10 +66,6 @@ class _Builder:
         mtp = [
             layer for position, entry in enumerate(spec.mtp) for layer in self._layers(entry, spec, ("mtp", position))
         ]
-        if len(layers) > MAX_LAYERS:
-            self.problems.append(
-                self.document.problem(("layers",), f"{len(layers):,} layers: more than {MAX_LAYERS:,}")
-            )
         if not any(layer.attentions for layer in layers):
             self.problems.append(self.document.problem(("layers",), "no layer has an attention"))
         if self.problems:
@@ -132,6 +131,11 @@ class _Builder:
                 where = (*path, position) if several else path
                 self.problems.append(self.document.problem(where, str(error), of_value=True))
         return tuple(parts)
+
+
+def _layer_count(entry: schema.LayerSpec | schema.PatternSpec) -> int:
+    once = 1 if isinstance(entry, schema.LayerSpec) else sum(layer.repeat for layer in entry.pattern)
+    return entry.repeat * once
 
 
 def _attention(spec: Any) -> Attention:

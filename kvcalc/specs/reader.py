@@ -21,7 +21,8 @@ except ImportError:  # PyYAML built without libyaml
 
 MAX_CHARACTERS = 4_000_000
 MAX_NODES = 200_000
-"""Far above any spec; below what aliases of aliases of aliases expand to."""
+MAX_DEPTH = 100
+"""Far above any spec; below what aliases of aliases of aliases expand to, and what parsers can nest."""
 
 PathInDocument = Sequence[str | int]
 
@@ -70,12 +71,18 @@ class Document:
 def read_file(path: Path) -> Document:
     """Read a YAML or JSON file. Raises UsageError where it can't be read, SpecError where it can't be parsed."""
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"can't read '{path}': {error.strerror}") from error
+    return read_bytes(str(path), content)
+
+
+def read_bytes(source: str, content: bytes) -> Document:
+    """Parse the content of a file or stream. Raises UsageError where it is no text."""
+    try:
+        return read_document(source, content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UsageError(f"'{path}' is not a text file: byte {error.start} is not UTF-8") from error
-    return read_document(str(path), text)
+        raise UsageError(f"'{source}' is not a text file: byte {error.start} is not UTF-8") from None
 
 
 def read_document(source: str, text: str) -> Document:
@@ -83,6 +90,7 @@ def read_document(source: str, text: str) -> Document:
     document = Document(source, text)
     if len(text) > MAX_CHARACTERS:
         raise SpecError([Problem(message=f"'{source}' has {len(text):,} characters; a spec has a few thousand")])
+    _check_depth(document)
     if text.lstrip("\ufeff \t\r\n").startswith("{"):
         document.data = _parse_json(document)
         # JSON is YAML too (tabs aside), so the same nodes give the places
@@ -95,8 +103,6 @@ def read_document(source: str, text: str) -> Document:
         document.root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise SpecError([_syntax_problem(document, error)]) from None
-    except RecursionError:
-        raise SpecError([Problem(message=f"'{source}' is nested too deeply")]) from None
     if document.root is None:
         raise SpecError([document.problem((), "the document is empty")])
     converter = _Converter(document)
@@ -104,6 +110,20 @@ def read_document(source: str, text: str) -> Document:
     if converter.problems:
         raise SpecError(converter.problems)
     return document
+
+
+def _check_depth(document: Document) -> None:
+    """Refuse what is nested too deeply before a parser that recurses sees it."""
+    depth, opens = 0, (yaml.MappingStartEvent, yaml.SequenceStartEvent)
+    closes = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
+    try:
+        for event in yaml.parse(document.text, Loader=_Loader):
+            depth += isinstance(event, opens) - isinstance(event, closes)
+            if depth > MAX_DEPTH:
+                line = event.start_mark.line
+                raise SpecError([Problem(message=f"{document.source}:{line + 1}: nested more than {MAX_DEPTH} deep")])
+    except yaml.YAMLError:
+        return  # the parser proper tells what is wrong
 
 
 def _parse_json(document: Document) -> Any:
@@ -128,8 +148,8 @@ def _parse_json(document: Document) -> Any:
             source_line=lines[min(error.lineno, len(lines)) - 1],
         )
         raise SpecError([Problem(message=f"not valid JSON: {error.msg}", place=place)]) from None
-    except RecursionError:
-        raise SpecError([Problem(message=f"'{document.source}' is nested too deeply")]) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets inside a syntax error
+        raise SpecError([Problem(message=f"{document.source}: not JSON that can be read: {error}")]) from None
     if duplicates:
         raise SpecError([Problem(message=f"{document.source}: duplicate key '{key}'") for key in duplicates])
     return data

@@ -1,14 +1,14 @@
 """Finds the model that SPEC names: a packaged one, a YAML, a config.json, one on the hub, standard input."""
 
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from kvcalc.architecture.model import Model
 from kvcalc.errors import UsageError
 from kvcalc.names import nearest
 from kvcalc.specs.build import build_model
-from kvcalc.specs.reader import Document, read_document, read_file
+from kvcalc.specs.reader import Document, read_bytes, read_file
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _FILE_ENDINGS = (".yaml", ".yml", ".json")
@@ -20,12 +20,13 @@ def model_specs_folder() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / "model_specs"
 
 
+@cache
 def model_names() -> list[str]:
     """Names of the packaged models."""
     return sorted(path.stem for path in model_specs_folder().glob("*.yaml"))
 
 
-@lru_cache(maxsize=256)
+@cache
 def load_packaged(name: str) -> Model:
     """A packaged model by its exact name."""
     return build_model(read_file(model_specs_folder() / f"{name}.yaml"))
@@ -33,9 +34,8 @@ def load_packaged(name: str) -> Model:
 
 def load_model(spec: str) -> Model:
     """The model that `spec` names. Raises UsageError where there is none, SpecError where it can't be used."""
-    name = spec.lower()
-    if not spec.endswith(_FILE_ENDINGS) and "/" not in spec and (model_specs_folder() / f"{name}.yaml").is_file():
-        return load_packaged(name)
+    if spec.lower() in model_names():
+        return load_packaged(spec.lower())
     document = load_document(spec)
     return build_model(spec_document(document))
 
@@ -43,19 +43,21 @@ def load_model(spec: str) -> Model:
 def load_document(spec: str) -> Document:
     """The document that `spec` names, not yet interpreted."""
     if spec == "-":
-        return read_document("<stdin>", sys.stdin.read())
+        return read_bytes("<stdin>", sys.stdin.buffer.read())
     if spec.startswith("hf:"):
         from kvcalc.specs.hub import fetch_config
 
         return fetch_config(spec.removeprefix("hf:"))
+    if spec.lower() in model_names():
+        return read_file(model_specs_folder() / f"{spec.lower()}.yaml")
     path = Path(spec)
-    if path.is_dir() and (path / "config.json").is_file():
-        path = path / "config.json"
-    if path.is_file():
-        return read_file(path)
-    packaged = model_specs_folder() / f"{spec.lower()}.yaml"
-    if "/" not in spec and packaged.is_file():
-        return read_file(packaged)
+    try:
+        if path.is_dir() and (path / "config.json").is_file():
+            path = path / "config.json"
+        if path.is_file():
+            return read_file(path)
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise UsageError(f"no such file: '{spec[:60]}...': {error}") from None
     if spec.endswith(_FILE_ENDINGS) or "/" in spec:
         raise UsageError(f"no such file: '{spec}'", hint="a model on the hub is written hf:org/name")
     raise UsageError(f"unknown model '{spec}'", hint=nearest(spec, model_names()))
