@@ -11,6 +11,7 @@ Fraction(70272, 1)
 from collections.abc import Sequence
 from dataclasses import replace
 
+from kvcalc import engines
 from kvcalc.architecture.layout import GenericLayout, Layout, precision_for
 from kvcalc.architecture.model import Model
 from kvcalc.errors import UsageError
@@ -26,7 +27,7 @@ from kvcalc.workload import Parallelism, Workload
 DEFAULT_CONTEXT_TOKENS = 32_768
 DEFAULT_BLOCK_TOKENS = 16
 DEFAULT_MEMORY_UTILIZATION = 0.9
-ENGINES = ("generic",)
+ENGINES = engines.NAMES
 
 
 def load_model(spec: str | Model) -> Model:
@@ -53,20 +54,53 @@ def load_gpu(name: str | Gpu) -> Gpu:
 def layout_for(
     model: Model,
     *,
-    engine: str = "generic",
-    block_tokens: int = DEFAULT_BLOCK_TOKENS,
+    engine: str = engines.GENERIC,
+    block_tokens: int | None = None,
     kv_dtype: str | None = None,
     index_dtype: str | None = None,
     state_dtype: str | None = None,
+    parallelism: Parallelism = Parallelism(),
+    gpu: Gpu | None = None,
+    prefix_caching: bool | None = None,
+    max_batched_tokens: int | None = None,
+    speculative_tokens: int = 0,
 ) -> Layout:
-    """The layout of an engine for this model. Raises UsageError for an engine or format that is not known."""
-    name = engine.partition("@")[0]
-    if name not in ENGINES:
-        raise UsageError(f"no cache layout is known for engine '{engine}'", hint=nearest(name, ENGINES))
-    if block_tokens < 1:
+    """The layout of an engine (`vllm`, `vllm@0.33`, `generic`) for this model; None lets the engine choose.
+
+    Raises UsageError for an engine, version or format that is not known.
+    """
+    if block_tokens is not None and block_tokens < 1:
         raise UsageError(f"block size is {block_tokens}; it must be 1 token or more")
     precision = precision_for(model.native_formats, kv_dtype=kv_dtype, index_dtype=index_dtype, state_dtype=state_dtype)
-    return GenericLayout(precision=precision, block_tokens=block_tokens)
+    if engines.split_name(engine)[0] == engines.GENERIC:
+        return GenericLayout(precision=precision, block_tokens=block_tokens or DEFAULT_BLOCK_TOKENS)
+    request = engines.Request(
+        model=model,
+        parallelism=parallelism,
+        precision=precision,
+        kv_dtype=kv_dtype,
+        index_dtype=index_dtype,
+        state_dtype=state_dtype,
+        block_tokens=block_tokens,
+        compute_capability=_capability(gpu),
+        gpu_memory_bytes=gpu.memory_reported_bytes if gpu else None,
+        prefix_caching=prefix_caching,
+        max_batched_tokens=max_batched_tokens,
+        speculative_tokens=speculative_tokens,
+    )
+    return engines.engine_layout(engine, request)
+
+
+def _capability(gpu: Gpu | None) -> tuple[int, int] | None:
+    if gpu is None or gpu.compute_capability is None:
+        return None
+    major, _, minor = gpu.compute_capability.partition(".")
+    return int(major), int(minor or 0)
+
+
+def default_utilization(engine: str) -> float:
+    """The share of a GPU's memory that an engine takes unless told otherwise; 0.9 where it has no such constant."""
+    return engines.default_memory_utilization(engine) or DEFAULT_MEMORY_UTILIZATION
 
 
 def estimate(
@@ -76,8 +110,8 @@ def estimate(
     batch: int = 1,
     query_tokens: int = 1,
     gpu: str | Gpu | None = None,
-    engine: str = "generic",
-    block_tokens: int = DEFAULT_BLOCK_TOKENS,
+    engine: str = engines.GENERIC,
+    block_tokens: int | None = None,
     kv_dtype: str | None = None,
     index_dtype: str | None = None,
     state_dtype: str | None = None,
@@ -88,18 +122,25 @@ def estimate(
     dcp: int = 1,
     ep: int = 1,
     mtp: bool = False,
-    memory_utilization: float = DEFAULT_MEMORY_UTILIZATION,
+    memory_utilization: float | None = None,
+    prefix_caching: bool | None = None,
+    max_batched_tokens: int | None = None,
 ) -> Estimate:
     """Bytes, FLOPs and, with a GPU, times of a model under a workload.
 
     context_tokens      tokens that the newest token attends, itself included; by default the smaller of 32,768 and the
                         model's maximum
     batch               sequences over all GPUs
-    memory_utilization  share of the memory that the driver reports which weights and cache may take
+    engine              `generic`, or an engine whose rules are known, with its version: `vllm@0.33`
+    block_tokens        tokens of an allocated block; None for the engine's own choice, 16 for generic
+    memory_utilization  share of the memory that the driver reports which weights and cache may take; None for the
+                        engine's default
+    prefix_caching, max_batched_tokens  settings of the engine that its allocation goes by; None for its defaults
 
     Raises UsageError or SpecError, each saying what is wrong and what to write instead.
     """
     loaded = load_model(model)
+    memory_utilization = default_utilization(engine) if memory_utilization is None else memory_utilization
     if not 0 < memory_utilization <= 1:
         raise UsageError(f"memory utilization is {memory_utilization}; it must be above 0 and at most 1")
     check_weights_dtype(weights_dtype)
@@ -109,6 +150,7 @@ def estimate(
         query_tokens=query_tokens,
     )
     parallelism = Parallelism(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep)
+    found = load_gpu(gpu) if gpu is not None else None
     layout = layout_for(
         loaded,
         engine=engine,
@@ -116,12 +158,16 @@ def estimate(
         kv_dtype=kv_dtype,
         index_dtype=index_dtype,
         state_dtype=state_dtype,
+        parallelism=parallelism,
+        gpu=found,
+        prefix_caching=prefix_caching,
+        max_batched_tokens=max_batched_tokens,
+        speculative_tokens=query_tokens - 1,
     )
     steps = {
         phase: Step(model=loaded, layout=layout, workload=workload, phase=phase, weights_dtype=weights_dtype, mtp=mtp)
         for phase in (DECODE, PREFILL)
     }
-    found = load_gpu(gpu) if gpu is not None else None
     result = Estimate(
         model=loaded,
         workload=workload,

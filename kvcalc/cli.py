@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import kvcalc
-from kvcalc.errors import KvcalcError, SpecError
+from kvcalc.errors import KvcalcError, SpecError, printable
 
 app = typer.Typer(
     name="kvcalc",
@@ -295,11 +295,16 @@ def _run(body: Callable[[], int]) -> None:
 
 
 def _show(error: KvcalcError) -> None:
-    print(error.message if isinstance(error, SpecError) else f"error: {error.message}", file=sys.stderr)
+    print(error.message if isinstance(error, SpecError) else printable(f"error: {error.message}"), file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(printable(f"hint: {error.hint}"), file=sys.stderr)
 
 
 def main() -> None:
     """The entry point of the `kvcalc` script."""
-    app()
+    try:
+        app()
+    except SystemExit as stop:
+        # where help meets a closed pipe, typer wraps standard output and stops with 1
+        closed = type(sys.stdout).__name__ == "PacifyFlushWrapper"
+        raise SystemExit(0 if closed else stop.code) from None

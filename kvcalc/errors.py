@@ -2,6 +2,13 @@
 
 from dataclasses import dataclass
 
+LONGEST_LINE = 160
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which could move a terminal's cursor or colour it; line breaks stay."""
+    return "".join(c if c == "\n" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
 
 class KvcalcError(Exception):
     """An error that a user can act on, shown as `error: ...` and perhaps `hint: ...`; never as a traceback."""
@@ -60,15 +67,17 @@ class Problem:
         if self.place is None:
             lines = [f"error: {self.message}"]
         else:
-            gutter = f"{self.place.line} | "
+            gutter, start = f"{self.place.line} | ", max(0, self.place.column - LONGEST_LINE // 2)
+            line = self.place.source_line[start : start + LONGEST_LINE].replace("\t", " ")
+            before = printable(line[: self.place.column - 1 - start])
             lines = [
                 f"{self.place}: error: {self.message}",
-                f"{gutter}{self.place.source_line}",
-                " " * (len(gutter) + self.place.column - 1) + "^",
+                f"{gutter}{printable(line)}",
+                " " * len(gutter + before) + "^",
             ]
         if self.hint:
             lines.append(f"hint: {self.hint}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 class SpecError(KvcalcError):

@@ -9,10 +9,9 @@ from fractions import Fraction
 from typing import Any
 
 from kvcalc.architecture.attention import Component, Role
-from kvcalc.architecture.layout import Record
+from kvcalc.architecture.layout import Record, RecordCount
 from kvcalc.architecture.slots import Window
 from kvcalc.results import Estimate
-from kvcalc.sizing import RecordCount
 from kvcalc.timing.step import DECODE
 from kvcalc.units import exact, number, seconds
 
@@ -102,7 +101,7 @@ def _symbol(component: Component) -> str:
 def _totals(estimate: Estimate) -> list[Explanation]:
     cache, workload, ranks = estimate.cache, estimate.workload, estimate.parallelism
     batch, context = f"{workload.batch:,} sequence{'s' if workload.batch != 1 else ''}", workload.context_tokens
-    per_sequence = cache.stored_bytes // workload.batch
+    per_sequence, allocated = cache.stored_bytes // workload.batch, cache.allocated_bytes
     terms = [
         Explanation(
             name="cache.stored_bytes",
@@ -114,22 +113,21 @@ def _totals(estimate: Estimate) -> list[Explanation]:
         ),
         Explanation(
             name="cache.allocated_bytes",
-            formula="the same with each context filled up to whole blocks",
-            substituted=f"blocks of {estimate.layout.block_tokens} tokens: {cache.allocated_bytes:,} B",
-            value=cache.allocated_bytes,
+            formula="batch x the same with each context filled up to whole blocks",
+            substituted=f"{batch} x {number(Fraction(allocated, workload.batch))} B = {allocated:,} B",
+            value=allocated,
             unit="B",
-            source="arXiv 2309.06180 sec. 4.2",
+            source=f"blocks of {estimate.layout.block_tokens} tokens: arXiv 2309.06180 sec. 4.2",
         ),
     ]
     if ranks.gpus > 1:
+        on_ranks = cache.replication_factor * cache.stored_bytes
+        copies = number(cache.replication_factor)
         terms.append(
             Explanation(
                 name="cache.replication_factor",
                 formula="stored bytes on all ranks of a replica / one copy",
-                substituted=(
-                    f"tp {ranks.tp}, dcp {ranks.dcp}, pp {ranks.pp}: {number(cache.per_rank.bytes_per_token)} B a "
-                    f"token on a rank, {number(exact(cache.replication_factor))} copies"
-                ),
+                substituted=f"{number(on_ranks)} B / {cache.stored_bytes:,} B = {copies} copies",
                 value=exact(cache.replication_factor),
                 unit="copies",
                 source="KV heads are spread over tp / dcp ranks, at least one a rank; MLA has one latent for all heads",
@@ -181,17 +179,38 @@ def _decode_attention(estimate: Estimate) -> list[Explanation]:
 
 
 def _step(estimate: Estimate) -> list[Explanation]:
-    return [
-        Explanation(
-            name=f"decode.step: {term.name}{f', {term.detail}' if term.detail else ''}",
-            formula="FLOP and bytes of this part of one step, all layers, one full copy",
-            substituted=f"{term.traffic.flop:,} FLOP, {term.traffic.read_bytes:,} B read",
-            value=term.traffic.flop,
-            unit="FLOP",
-            source=term.source,
+    """FLOPs of each part of the step. Attention's stand above, by component; all else is a product with weights."""
+    step, terms = estimate.steps[DECODE], []
+    for term in estimate.terms[DECODE]:
+        flop = term.traffic.flop
+        if term.name in ("attention", "index scores"):
+            formula, substituted = "as above", f"{flop:,} FLOP"
+        else:
+            elements = number(Fraction(flop, 2 * step.tokens))
+            formula = "2 x weight elements that a token is multiplied by x tokens"
+            substituted = f"2 x {elements} x {step.tokens:,} token{'s' if step.tokens > 1 else ''}"
+        terms.append(
+            Explanation(
+                name=f"decode.step: {term.name}{f', {term.detail}' if term.detail else ''}",
+                formula=formula,
+                substituted=f"{substituted} = {flop:,} FLOP",
+                value=flop,
+                unit="FLOP",
+                source=term.source,
+            )
         )
-        for term in estimate.terms[DECODE]
-    ]
+    reads = [term.traffic.read_bytes for term in estimate.terms[DECODE]]
+    terms.append(
+        Explanation(
+            name="decode.step.read_bytes",
+            formula="sum over the parts: each weight and each cache entry once",
+            substituted=f"({' + '.join(f'{read:,}' for read in reads)}) B = {sum(reads):,} B",
+            value=sum(reads),
+            unit="B",
+            source="weights in the formats of the spec, or of --weights-dtype",
+        )
+    )
+    return terms
 
 
 def _times(estimate: Estimate) -> list[Explanation]:

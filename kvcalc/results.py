@@ -6,10 +6,10 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from kvcalc.architecture.attention import Attention, Form, SelectedAttention
+from kvcalc.architecture import attention as kinds
+from kvcalc.architecture.attention import Attention, Form
 from kvcalc.architecture.layout import Layout
 from kvcalc.architecture.model import Model
-from kvcalc.architecture.traffic import Traffic
 from kvcalc.hardware import Gpu
 from kvcalc.sizing import CacheSize, MemoryFit, attention_counts
 from kvcalc.timing.roofline import Roofline
@@ -59,17 +59,15 @@ class Estimate:
 
     def attention(self, phase: str) -> "AttentionWork":
         """The attention of all cached layers in one step of the whole batch."""
-        step, traffic = self.steps[phase], Traffic()
-        for term in self.terms[phase]:
-            if term.name == "attention":
-                traffic += Traffic(flop=term.traffic.flop)
+        step = self.steps[phase]
+        flop = sum(term.traffic.flop for term in self.terms[phase] if term.name == "attention")
         read = self.workload.batch * sum(
             item.count * item.record.read_bytes(self.workload.context_tokens, step.query_tokens)
             for item in self.cache.records
         )
         index = sum(term.traffic.flop for term in self.terms[phase] if term.name == "index scores")
         return AttentionWork(
-            flop=traffic.flop,
+            flop=flop,
             read_bytes=read,
             query_output_bytes=self.workload.batch
             * sum(count * step.query_output_bytes(each) for each, count in self._attentions),
@@ -101,12 +99,10 @@ class Estimate:
             form = attention.expanded()
             if form is None:
                 continue
-            components = attention.base.components() if isinstance(attention, SelectedAttention) else None
-            attended = components and [c for c in attention.components() if c.role.is_cache_entry]
-            for component in attended or attention.components():
-                absorbed += count * batch * component.flop(context, query)
-            expanded += count * batch * form.flop(context, query)
-            decompress += count * batch * form.decompress_flop(context)
+            sequences = count * batch
+            absorbed += sequences * kinds.flop(attention.components(), context_tokens=context, query_tokens=query)
+            expanded += sequences * form.flop(context, query)
+            decompress += sequences * form.decompress_flop(context)
             elements += count * form.elements_per_token
         return Forms(
             absorbed_flop=absorbed,
@@ -149,7 +145,11 @@ class Estimate:
                 "weights": self.weights_name,
                 "weights_by_part": {} if self.weights_dtype else dict(self.model.weight_formats),
             },
-            "engine": {"name": self.layout.name, "block_tokens": self.layout.block_tokens},
+            "engine": {
+                "name": self.layout.name,
+                "block_tokens": self.layout.block_tokens,
+                "notes": list(self.layout.notes),
+            },
             "parallel": {name: getattr(self.parallelism, name) for name in ("tp", "pp", "dp", "dcp", "ep")},
             "cache": self._cache_json(),
             "decode": self._phase_json(DECODE),

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, lcm
+from math import lcm
 
 from kvcalc.architecture.attention import Attention, Role
 from kvcalc.architecture.feed_forward import MixtureOfExperts
 from kvcalc.architecture.formats import WEIGHT_FORMATS, Packing
-from kvcalc.architecture.layout import Layout, Record
+from kvcalc.architecture.layout import Allocation, Layout, Record, RecordCount, tokens_on_rank
 from kvcalc.architecture.model import Layer, Model
 from kvcalc.architecture.weights import Part, Weight
 from kvcalc.errors import UsageError
@@ -22,15 +22,6 @@ from kvcalc.workload import Parallelism, Workload
 
 LayerCounts = tuple[tuple[Layer, int], ...]
 """Different layers, each with how many there are of it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecordCount:
-    """A record, the attention that keeps it, and how many layers (or attentions in a layer) do."""
-
-    attention: Attention
-    record: Record
-    count: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,16 +68,20 @@ def cache_size(
     """The size of a model's cache in a layout. Raises UsageError where the heads can't be spread as asked."""
     check_parallelism(model, parallelism)
     layers = model.distinct_layers + (model.distinct_mtp_layers if mtp else ())
-    copy = list(_record_counts(layers, layout, shards=1))
+    copy = list(_record_counts(layers, layout, Parallelism()))
     context, batch = workload.context_tokens, workload.batch
     growth = sum((item.count * item.record.growth_bytes for item in copy), Fraction(0))
     stored = batch * sum(item.count * item.record.stored_bytes(context) for item in copy)
+    allocation = layout.allocation(tuple(copy), whole=tuple(copy), dcp=1)
+    on_stages = stage_allocations(model, layout, parallelism, mtp=mtp)
     ranks = [
-        _rank_cache(stage, stage_layers, layout, workload, parallelism)
+        _rank_cache(stage, stage_layers, on_stages[stage], layout, workload, parallelism)
         for stage, stage_layers in enumerate(stages(model, parallelism.pp, mtp=mtp))
     ]
-    on_ranks = sum(cache.stored_bytes for cache in ranks) * parallelism.tp
-    one_replica = parallelism.batch_on_rank(batch) * stored // batch
+    on_ranks = batch * sum(
+        item.count * item.record.stored_bytes(context) * holders(item.record, parallelism)
+        for item in rank_records(layers, layout, parallelism)
+    )
     return CacheSize(
         elements_per_token=_elements(copy, index=False),
         index_elements_per_token=_elements(copy, index=True),
@@ -98,9 +93,9 @@ def cache_size(
             if not item.record.slots.per_token
         ),
         stored_bytes=stored,
-        allocated_bytes=batch * sum(item.count * item.record.allocated_bytes(context) for item in copy),
+        allocated_bytes=allocation.fixed_bytes + batch * allocation.sequence_bytes(context),
         per_rank=max(ranks, key=lambda cache: cache.stored_bytes),
-        replication_factor=Fraction(on_ranks, one_replica) if one_replica else Fraction(1),
+        replication_factor=Fraction(on_ranks, stored) if stored else Fraction(1),
         records=tuple(copy),
     )
 
@@ -114,10 +109,16 @@ def _elements(records: list[RecordCount], *, index: bool) -> Fraction:
     return total
 
 
-def _record_counts(layers: LayerCounts, layout: Layout, *, shards: int) -> Iterator[RecordCount]:
+def _record_counts(layers: LayerCounts, layout: Layout, parallelism: Parallelism) -> Iterator[RecordCount]:
     for attention, count in attention_counts(layers).items():
-        for record in layout.records(attention, shards=shards):
+        for record in layout.records(attention, shards=head_shards(attention, parallelism)):
             yield RecordCount(attention=attention, record=record, count=count)
+
+
+def head_shards(attention: Attention, parallelism: Parallelism) -> int:
+    """Ranks that an attention's heads are spread over: a recurrent state has no tokens for dcp ranks to share."""
+    recurrent = all(component.role.is_state for component in attention.components())
+    return parallelism.tp if recurrent else parallelism.kv_shards
 
 
 def attention_counts(layers: LayerCounts) -> Counter[Attention]:
@@ -131,24 +132,27 @@ def attention_counts(layers: LayerCounts) -> Counter[Attention]:
 
 def rank_records(layers: LayerCounts, layout: Layout, parallelism: Parallelism) -> tuple[RecordCount, ...]:
     """Records of the given layers on the rank that holds most."""
-    return tuple(_record_counts(layers, layout, shards=parallelism.kv_shards))
+    return tuple(_record_counts(layers, layout, parallelism))
 
 
-def tokens_on_rank(record: Record, context_tokens: int, dcp: int) -> int:
-    """Tokens of a sequence whose entries a rank holds: its share where decode context parallelism splits them."""
-    return ceil(context_tokens / dcp) if dcp > 1 and record.slots.spans_context else context_tokens
+def holders(record: Record, parallelism: Parallelism) -> int:
+    """Tensor-parallel ranks that hold an entry of the record, or their share of its heads."""
+    return parallelism.kv_shards if record.slots.spans_context else parallelism.tp
 
 
-def allocated_on_rank(records: tuple[RecordCount, ...], context_tokens: int, dcp: int) -> int:
-    """Bytes that one sequence has allocated on the rank."""
-    return sum(
-        item.count * item.record.allocated_bytes(tokens_on_rank(item.record, context_tokens, dcp)) for item in records
-    )
+def stage_allocations(model: Model, layout: Layout, parallelism: Parallelism, *, mtp: bool = False) -> list[Allocation]:
+    """What each pipeline stage's layers take together, on the rank that holds most."""
+    whole = rank_records(model.distinct_layers + (model.distinct_mtp_layers if mtp else ()), layout, parallelism)
+    return [
+        layout.allocation(rank_records(layers, layout, parallelism), whole=whole, dcp=parallelism.dcp)
+        for layers in stages(model, parallelism.pp, mtp=mtp)
+    ]
 
 
 def _rank_cache(
     stage: int,
     layers: LayerCounts,
+    allocation: Allocation,
     layout: Layout,
     workload: Workload,
     parallelism: Parallelism,
@@ -165,7 +169,7 @@ def _rank_cache(
         ),
         stored_bytes=batch
         * sum(item.count * item.record.stored_bytes(tokens_on_rank(item.record, context, dcp)) for item in records),
-        allocated_bytes=batch * allocated_on_rank(records, context, dcp),
+        allocated_bytes=allocation.fixed_bytes + batch * allocation.sequence_bytes(context),
         stage=stage,
     )
 
@@ -293,24 +297,24 @@ def fit(
 ) -> MemoryFit:
     """What fits into `usable_bytes` a GPU beside the weights; activations and a runtime's reserve are not counted."""
     weights = weights_bytes_per_gpu(model, parallelism, weights_dtype=weights_dtype, mtp=mtp)
-    on_stages = [rank_records(layers, layout, parallelism) for layers in stages(model, parallelism.pp, mtp=mtp)]
+    on_stages = stage_allocations(model, layout, parallelism, mtp=mtp)
     free = usable_bytes - weights
     replica_batch = parallelism.batch_on_rank(workload.batch)
 
-    def sequence_bytes(context_tokens: int) -> int:
-        return max(allocated_on_rank(records, context_tokens, parallelism.dcp) for records in on_stages)
+    def cache_bytes(context_tokens: int) -> int:
+        return max(each.fixed_bytes + replica_batch * each.sequence_bytes(context_tokens) for each in on_stages)
 
-    one = sequence_bytes(workload.context_tokens)
-    cache = replica_batch * one
+    sequences = [
+        (free - each.fixed_bytes) // one for each in on_stages if (one := each.sequence_bytes(workload.context_tokens))
+    ]
+    cache = cache_bytes(workload.context_tokens)
     return MemoryFit(
         usable_bytes=usable_bytes,
         weights_bytes_per_gpu=weights,
         cache_bytes_per_gpu=cache,
         fits=weights + cache <= usable_bytes,
-        max_batch=max(0, free // one) * parallelism.dp if one else 0,
-        max_context_tokens=_largest(
-            model.max_context_tokens, lambda tokens: replica_batch * sequence_bytes(tokens) <= free
-        ),
+        max_batch=max(0, min(sequences, default=0)) * parallelism.dp,
+        max_context_tokens=_largest(model.max_context_tokens, lambda tokens: cache_bytes(tokens) <= free),
     )
 
 

@@ -53,8 +53,8 @@ def _attention(attention: Attention, wanted: str) -> Attention:
         return _latent(base, argument)
     if kind in ("mha", "mqa") and not argument:
         kv_heads = heads if kind == "mha" else 1
-    elif kind == "gqa" and argument.isdigit() and int(argument) > 0:
-        kv_heads = int(argument)
+    elif kind == "gqa" and (groups := _size(argument)):
+        kv_heads = groups
         if heads % kv_heads:
             raise UsageError(f"--what-if gqa:{kv_heads}: the model's {heads} heads can't be put into {kv_heads} groups")
     else:
@@ -66,7 +66,7 @@ def _attention(attention: Attention, wanted: str) -> Attention:
 
 def _latent(base: LatentAttention | GroupedAttention, argument: str) -> LatentAttention:
     rank, plus, rope = argument.partition("+")
-    if argument and not (rank.isdigit() and int(rank) > 0 and (rope.isdigit() if plus else True)):
+    if argument and not (_size(rank) and (not plus or rope == "0" or _size(rope))):
         raise UsageError(f"--what-if can't read 'mla:{argument}'", hint="write mla:RANK+ROPE, such as mla:512+64")
     kv_lora_rank = int(rank) if rank else DEFAULT_KV_LORA_RANK
     rope_dim = int(rope) if rope else DEFAULT_ROPE_DIM
@@ -79,3 +79,8 @@ def _latent(base: LatentAttention | GroupedAttention, argument: str) -> LatentAt
         qk_rope_head_dim=rope_dim,
         v_head_dim=base.v_head_dim,
     )
+
+
+def _size(text: str) -> int | None:
+    """A dimension of at most seven digits, or None."""
+    return int(text) if text.isdecimal() and len(text) <= 7 and int(text) > 0 else None

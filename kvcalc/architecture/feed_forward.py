@@ -61,7 +61,6 @@ class MixtureOfExperts:
     latent_size               experts work on a projection of the hidden state of this width
     latent_norm               a norm on the experts' output before it is projected back (Kimi-K3)
     router_bias               the router has a trained bias; a balancing correction, which no gradient reaches, is none
-    routed_by_token           the router's choice is looked up by token id: no router matrix is multiplied
     """
 
     kind: ClassVar[str] = "moe"
@@ -78,7 +77,6 @@ class MixtureOfExperts:
     latent_norm: bool = False
     expert_bias: bool = False
     router_bias: bool = False
-    routed_by_token: bool = False
 
     def __post_init__(self) -> None:
         if self.experts_per_token > self.experts:
@@ -109,8 +107,6 @@ class MixtureOfExperts:
         """Weights that every token takes: router, shared network, latent projections."""
         outputs = self.experts + self.zero_experts
         weights = [matrix("router", hidden_size, outputs, part=Part.ROUTER)]
-        if self.routed_by_token:
-            weights = [vector("router", hidden_size * outputs, part=Part.ROUTER)]
         if self.router_bias:
             weights.append(vector("router_bias", outputs, part=Part.ROUTER))
         if self.shared_intermediate_size:

@@ -154,7 +154,7 @@ CACHE_FORMATS: dict[str, Format] = {
             packing=FP8,
             by_role={Role.LATENT: FP8_BLOCK_128, Role.ROPE: BF16},
             only_roles=_LATENT_ROLES,
-            description="an MLA record: latent in fp8 with an fp32 scale for 128 each, rope in bf16 (512+64: 656 bytes)",
+            description="an MLA record: latent in fp8, an fp32 scale for 128 each, rope in bf16 (512+64: 656 bytes)",
             source="vLLM 0.33 v1/attention/backends/mla/flashmla_sparse.py; FlashMLA README, FP8 KV cache",
         ),
         Format(

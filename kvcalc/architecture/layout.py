@@ -1,13 +1,15 @@
 """A layout turns a kind's components into records of bytes on a rank. Sizing consumes a layout and asks nothing else.
 
 The generic layout stores just the components, each in the format of its role. Engines have layouts of their own:
-copies, padded pages, other records. None needs a change to a kind.
+copies, padded pages, other records. None needs a change to a kind. Where layers share blocks, so that no layer's bytes
+stand alone, a layout also says what the layers of a rank take together: its allocation.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from math import ceil
 from typing import Protocol
 
 from kvcalc.architecture.attention import Attention, Component, Role, by_record
@@ -67,6 +69,48 @@ class Record:
         return self.slots.per_token * self.bytes_per_slot
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordCount:
+    """A record, the attention that keeps it, and how many layers (or attentions in a layer) do."""
+
+    attention: Attention
+    record: Record
+    count: int
+
+
+def tokens_on_rank(record: Record, context_tokens: int, dcp: int) -> int:
+    """Tokens of a sequence whose entries a rank holds: its share where decode context parallelism splits them."""
+    return ceil(context_tokens / dcp) if dcp > 1 and record.slots.spans_context else context_tokens
+
+
+class Allocation(Protocol):
+    """What the layers of one rank take together."""
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Taken once, however many sequences there are."""
+        ...
+
+    def sequence_bytes(self, context_tokens: int) -> int:
+        """Taken by one sequence of so many tokens."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordByRecord:
+    """Every record in blocks of its own: what one layer takes does not depend on the others."""
+
+    records: tuple[RecordCount, ...]
+    dcp: int = 1
+    fixed_bytes: int = 0
+
+    def sequence_bytes(self, context_tokens: int) -> int:
+        return sum(
+            item.count * item.record.allocated_bytes(tokens_on_rank(item.record, context_tokens, self.dcp))
+            for item in self.records
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Precision:
     """Formats by role: attention entries, index keys, recurrent states, convolution states."""
@@ -107,8 +151,21 @@ class Layout(Protocol):
         """The number format that attention multiplies in."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What it takes as given and what it does not know, a sentence each."""
+        ...
+
     def records(self, attention: Attention, *, shards: int) -> tuple[Record, ...]:
         """The records of one attention on the rank that holds most, when KV heads are spread over `shards` ranks."""
+        ...
+
+    def allocation(self, records: tuple[RecordCount, ...], *, whole: tuple[RecordCount, ...], dcp: int) -> Allocation:
+        """What a rank's records take together.
+
+        records  of the layers on the rank; `whole` of all layers of the model, which differs under pipeline parallelism
+        dcp      ranks that share a sequence's tokens
+        """
         ...
 
 
@@ -119,6 +176,7 @@ class GenericLayout:
     precision: Precision
     block_tokens: int = 16
     name: str = "generic"
+    notes: tuple[str, ...] = ()
 
     @property
     def compute(self) -> str:
@@ -138,6 +196,9 @@ class GenericLayout:
                 )
             )
         return tuple(records)
+
+    def allocation(self, records: tuple[RecordCount, ...], *, whole: tuple[RecordCount, ...], dcp: int) -> Allocation:
+        return RecordByRecord(records=records, dcp=dcp)
 
 
 def precision_for(

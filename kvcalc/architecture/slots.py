@@ -202,7 +202,10 @@ class Borrowed:
     of: Slots
 
     per_token = Fraction(0)
-    spans_context = True
+
+    @property
+    def spans_context(self) -> bool:
+        return self.of.spans_context
 
     def stored(self, context_tokens: int) -> int:
         return 0

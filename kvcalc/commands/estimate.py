@@ -42,7 +42,12 @@ def run(
 
 def page(result: Estimate, *, explained: bool = False, as_bytes: bool = False) -> Page:
     """What the estimate says to a person."""
-    blocks: list[Block] = [_model(result), _cache(result, as_bytes), _components(result), _work(result, as_bytes)]
+    blocks: list[Block] = [
+        _model(result),
+        _cache(result, as_bytes),
+        _components(result, as_bytes),
+        _work(result, as_bytes),
+    ]
     if result.gpu is not None:
         blocks += [_time(result), _terms(result, as_bytes), _memory(result, as_bytes)]
     if explained:
@@ -72,7 +77,9 @@ def _model(result: Estimate) -> Facts:
     if any(item.record.is_state for item in result.cache.records):
         rows.append(("state format", precision.state.name, precision.state.description))
     rows.append(("weights", result.weights_name, "" if result.weights_dtype else "as published"))
-    rows.append(("layout", result.layout.name, f"blocks of {result.layout.block_tokens} tokens"))
+    blocks = f"blocks of {result.layout.block_tokens:,} tokens" if result.layout.block_tokens > 1 else "no blocks"
+    rows.append(("layout", result.layout.name, blocks))
+    rows += [("", "", note) for note in result.layout.notes]
     if ranks.gpus > 1:
         mix = f"tp {ranks.tp}, dp {ranks.dp}, pp {ranks.pp}, dcp {ranks.dcp}, ep {ranks.ep}"
         rows.append(("parallel", f"{ranks.gpus} GPUs", mix))
@@ -109,7 +116,7 @@ def _cache(result: Estimate, as_bytes: bool) -> Facts:
     return Facts(title="KV cache", rows=rows)
 
 
-def _components(result: Estimate) -> Table:
+def _components(result: Estimate, as_bytes: bool) -> Table:
     context = result.workload.context_tokens
     return Table(
         title=f"What is kept, a sequence of {context:,} tokens",
@@ -123,7 +130,7 @@ def _components(result: Estimate) -> Table:
                 " + ".join(f"{component.heads} x {component.width:,}" for component in item.record.components),
                 f"{item.record.slots.stored(context):,}",
                 f"{item.record.bytes_per_slot:,} B",
-                memory(item.count * item.record.stored_bytes(context)),
+                memory(item.count * item.record.stored_bytes(context), as_bytes=as_bytes),
             ]
             for item in result.cache.records
         ],

@@ -44,17 +44,19 @@ def emit(
     if chosen in ("json", "csv"):
         from kvcalc.report.data import render_csv, render_json
 
-        text = render_json(data()) if chosen == "json" else render_csv(data())
+        text = (
+            render_json(data(), ascii_only=output is None and ascii_only()) if chosen == "json" else render_csv(data())
+        )
     elif chosen == "markdown":
         from kvcalc.report import markdown
 
-        text = markdown.render(page())
+        text = markdown.render(page().cleaned())
     elif chosen == "table":
-        text = _table(page(), output)
+        text = _table(page().cleaned(), output)
     else:
         from kvcalc.report import text as plain
 
-        text = plain.render(page())
+        text = plain.render(page().cleaned())
     if output is None:
         write_out(text)
     else:
@@ -91,10 +93,11 @@ def write_file(path: Path, text: str) -> None:
 
     Raises UsageError where that can't be done.
     """
-    if not path.name or path.is_dir():
-        raise UsageError(f"can't write '{path}': it is a folder", hint="name a file in it")
     temporary: str | None = None
     try:
+        path = path.resolve()
+        if path.is_dir():
+            raise UsageError(f"can't write '{path}': it is a folder", hint="name a file in it")
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
             return

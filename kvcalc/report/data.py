@@ -6,9 +6,9 @@ from io import StringIO
 from typing import Any
 
 
-def render_json(data: dict[str, Any]) -> str:
-    """Indented JSON; null and never NaN."""
-    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def render_json(data: dict[str, Any], *, ascii_only: bool = False) -> str:
+    """Indented JSON; null and never NaN. With `ascii_only` other characters are written as escapes."""
+    return json.dumps(data, indent=2, ensure_ascii=ascii_only, allow_nan=False) + "\n"
 
 
 def render_csv(data: dict[str, Any]) -> str:

@@ -4,7 +4,9 @@ A page is a title, blocks of facts (label, value, note), tables, and lines of pr
 own.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from kvcalc.errors import printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +44,23 @@ class Page:
 
     title: str
     blocks: list[Block] = field(default_factory=list)
+
+    def cleaned(self) -> "Page":
+        """The page with every text on one line and without control characters, wherever it came from."""
+        return Page(title=_clean(self.title), blocks=[_cleaned(block) for block in self.blocks])
+
+
+def _cleaned(block: Block) -> Block:
+    if isinstance(block, Lines):
+        return Lines(title=_clean(block.title), lines=[_clean(line) for line in block.lines])
+    if isinstance(block, Facts):
+        rows = [(_clean(label), _clean(value), _clean(note)) for label, value, note in block.rows]
+        return Facts(title=_clean(block.title), rows=rows)
+    return replace(block, title=_clean(block.title), rows=[[_clean(cell) for cell in row] for row in block.rows])
+
+
+def _clean(text: str) -> str:
+    return printable(text.replace("\n", " "))
 
 
 def bar(share: float, *, width: int = 20, ascii_only: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 from io import StringIO
 
-from rich.box import SIMPLE_HEAD
+from rich.box import ASCII2, SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -43,7 +43,7 @@ def _facts(block: Facts) -> RichTable:
 
 
 def _table(block: Table, *, ascii_only: bool) -> RichTable:
-    table = RichTable(box=SIMPLE_HEAD, safe_box=ascii_only, pad_edge=False, header_style="bold")
+    table = RichTable(box=ASCII2 if ascii_only else SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for name in block.columns:
         table.add_column(Text(name), justify="right" if name in block.right else "left", overflow="fold")
     for row in block.rows:

@@ -66,7 +66,7 @@ class _Builder:
         mtp = [
             layer for position, entry in enumerate(spec.mtp) for layer in self._layers(entry, spec, ("mtp", position))
         ]
-        if not any(layer.attentions for layer in layers):
+        if not self.problems and not any(layer.attentions for layer in layers):
             self.problems.append(self.document.problem(("layers",), "no layer has an attention"))
         if self.problems:
             raise SpecError(list(dict.fromkeys(self.problems)))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kvcalc.errors import UsageError
-from kvcalc.specs.reader import Document, read_document
+from kvcalc.specs.reader import Document, read_bytes
 
 
 def fetch_config(reference: str) -> Document:
@@ -14,7 +14,7 @@ def fetch_config(reference: str) -> Document:
     except ImportError:
         raise UsageError(f"hf:{reference} needs the package huggingface_hub", hint="pip install 'kvcalc[hf]'") from None
     repository, _, revision = reference.partition("@")
-    if repository.count("/") != 1:
+    if repository.count("/") != 1 or not all(repository.split("/")):
         raise UsageError(f"'hf:{reference}' names no model", hint="write hf:org/name or hf:org/name@revision")
     try:
         path = hf_hub_download(repository, "config.json", revision=revision or None)
@@ -24,7 +24,7 @@ def fetch_config(reference: str) -> Document:
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UsageError(
-            f"can't fetch config.json of hf:{reference}: {str(error).splitlines()[0]}",
+            f"can't fetch config.json of hf:{reference}: {(str(error).splitlines() or [type(error).__name__])[0]}",
             hint="check the name, or download config.json and give its path",
         ) from None
-    return read_document(f"hf:{reference}/config.json", Path(path).read_text(encoding="utf-8"))
+    return read_bytes(f"hf:{reference}/config.json", Path(path).read_bytes())

@@ -5,6 +5,7 @@ them. Duplicate keys, keys that are no strings, cyclic anchors and oversized doc
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,9 +43,9 @@ class Document:
         Line and column of its key, or with `of_value` of the value itself: for an alias, where its anchor stands.
         """
         line, column = self._mark(path, of_value)
-        lines = self.text.splitlines() or [""]
-        line = min(line, len(lines) - 1)
-        return Place(source=self.source, line=line + 1, column=column + 1, source_line=lines[line])
+        place = _problem_at(self, line, column, "").place
+        assert place is not None
+        return place
 
     def _mark(self, path: PathInDocument, of_value: bool) -> tuple[int, int]:
         node = self.root
@@ -92,12 +93,7 @@ def read_document(source: str, text: str) -> Document:
         raise SpecError([Problem(message=f"'{source}' has {len(text):,} characters; a spec has a few thousand")])
     _check_depth(document)
     if text.lstrip("\ufeff \t\r\n").startswith("{"):
-        document.data = _parse_json(document)
-        # JSON is YAML too (tabs aside), so the same nodes give the places
-        try:
-            document.root = yaml.compose(text.replace("\t", " "), Loader=_Loader)
-        except yaml.YAMLError:
-            document.root = None
+        _read_json(document)
         return document
     try:
         document.root = yaml.compose(text, Loader=_Loader)
@@ -126,45 +122,54 @@ def _check_depth(document: Document) -> None:
         return  # the parser proper tells what is wrong
 
 
-def _parse_json(document: Document) -> Any:
-    duplicates: list[str] = []
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        mapping: dict[str, Any] = {}
-        for key, value in items:
-            if key in mapping:
-                duplicates.append(key)
-            mapping[key] = value
-        return mapping
-
+def _read_json(document: Document) -> None:
+    """JSON by its own rules; it is YAML too, tabs aside, so that nodes give the places."""
+    text = document.text
     try:
-        data = json.loads(document.text.lstrip("\ufeff"), object_pairs_hook=pairs)
+        document.data = json.loads(text.lstrip("\ufeff"))
     except json.JSONDecodeError as error:
-        lines = document.text.splitlines() or [""]
-        place = Place(
-            source=document.source,
-            line=error.lineno,
-            column=error.colno,
-            source_line=lines[min(error.lineno, len(lines)) - 1],
-        )
-        raise SpecError([Problem(message=f"not valid JSON: {error.msg}", place=place)]) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets inside a syntax error
-        raise SpecError([Problem(message=f"{document.source}: not JSON that can be read: {error}")]) from None
-    if duplicates:
-        raise SpecError([Problem(message=f"{document.source}: duplicate key '{key}'") for key in duplicates])
-    return data
+        raise SpecError(
+            [_problem_at(document, error.lineno - 1, error.colno - 1, f"not valid JSON: {error.msg}")]
+        ) from None
+    except ValueError:  # Python refuses to read an integer of thousands of digits
+        position = next((match.start() for match in re.finditer(r"\d{4000}", text)), 0)
+        line, column = _line_and_column(text, position)
+        message = "not a value that a spec can hold: a number of thousands of digits"
+        raise SpecError([_problem_at(document, line, column, message)]) from None
+    try:
+        document.root = yaml.compose(text.replace("\t", " "), Loader=_Loader)
+    except yaml.YAMLError:
+        return
+    converter = _Converter(document)
+    converter.convert(document.root)
+    if converter.problems:
+        raise SpecError(converter.problems)
+
+
+def _line_and_column(text: str, position: int) -> tuple[int, int]:
+    return text.count("\n", 0, position), position - (text.rfind("\n", 0, position) + 1)
+
+
+def _problem_at(document: Document, line: int, column: int, message: str, hint: str | None = None) -> Problem:
+    """A problem at a line and column that count from 0."""
+    lines = [*document.text.splitlines(), ""]
+    line = min(line, len(lines) - 1)
+    place = Place(source=document.source, line=line + 1, column=column + 1, source_line=lines[line])
+    return Problem(message=message, place=place, hint=hint)
 
 
 def _syntax_problem(document: Document, error: yaml.YAMLError) -> Problem:
-    mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None) or str(error)
+    if isinstance(error, yaml.reader.ReaderError):
+        line, column = _line_and_column(document.text, int(error.position))
+        character = ord(document.text[int(error.position)])
+        return _problem_at(document, line, column, f"not valid YAML: the character U+{character:04X} is not allowed")
+    mark, what = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
     if mark is None:
         return Problem(message=f"{document.source}: not valid YAML: {what}")
     lines = document.text.splitlines() or [""]
-    line = min(mark.line, len(lines) - 1)
-    place = Place(source=document.source, line=line + 1, column=mark.column + 1, source_line=lines[line])
-    hint = "indent with spaces" if "\t" in lines[line] else None
-    return Problem(message=f"not valid YAML: {what}", place=place, hint=hint)
+    tabs = "\t" in lines[min(mark.line, len(lines) - 1)]
+    hint = "indent with spaces" if tabs else None
+    return _problem_at(document, mark.line, mark.column, f"not valid YAML: {what}", hint)
 
 
 def _child(node: yaml.Node, step: str | int) -> tuple[yaml.Node | None, yaml.Node | None]:
@@ -237,7 +242,11 @@ class _Converter:
                 continue
             key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                self.problems.append(self._at(key_node, f"a key must be a name, not {key_node.value!r}", "quote it"))
+                scalar = isinstance(key_node, yaml.ScalarNode)
+                what = f"'{key_node.value}'" if scalar else {"sequence": "a list"}.get(key_node.id, "a mapping")
+                self.problems.append(
+                    self._at(key_node, f"a key must be a name, not {what}", "quote it" if scalar else None)
+                )
             elif key in mapping:
                 self.problems.append(self._at(key_node, f"duplicate key '{key}'"))
             else:
@@ -247,14 +256,11 @@ class _Converter:
     def _scalar(self, node: yaml.Node) -> Any:
         try:
             return self._scalars.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
-            what = getattr(error, "problem", None) or str(error)
-            self.problems.append(self._at(node, f"not a value that a spec can hold: {what}"))
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # `!!int abc`, month 13
+            why = getattr(error, "problem", None) or error
+            why = f"'{node.value[:40]}'" if isinstance(error, LookupError | AttributeError | TypeError) else why
+            self.problems.append(self._at(node, f"not a value that a spec can hold: {why}"))
             return None
 
     def _at(self, node: yaml.Node, message: str, hint: str | None = None) -> Problem:
-        mark = node.start_mark
-        lines = self.document.text.splitlines() or [""]
-        line = min(mark.line, len(lines) - 1)
-        place = Place(source=self.document.source, line=line + 1, column=mark.column + 1, source_line=lines[line])
-        return Problem(message=message, place=place, hint=hint)
+        return _problem_at(self.document, node.start_mark.line, node.start_mark.column, message, hint)

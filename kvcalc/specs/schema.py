@@ -14,7 +14,7 @@ Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 40)]
 Total = Annotated[int, Field(ge=1, le=1 << 60)]
-Text = Annotated[str, Field(min_length=1, max_length=2000)]
+Text = Annotated[str, Field(min_length=1, max_length=4000)]
 
 FormatName = Literal["fp32", "bf16", "fp16", "fp8", "fp8_block", "int8", "mxfp8", "mxfp4", "nvfp4", "int4"]
 
@@ -56,12 +56,18 @@ class IndexerSpec(Spec):
     """Whether a learned weight a head mixes the heads' scores."""
 
 
+def _shared_or_own(value: Any) -> str:
+    return "shared" if isinstance(value, str) else "own"
+
+
 class SelectionSpec(Spec):
     """Only the tokens that an indexer selects are attended."""
 
     top_k: Tokens
     """Tokens that a query attends; for block selection, blocks times the block's tokens."""
-    indexer: Literal["shared"] | IndexerSpec
+    indexer: Annotated[
+        Annotated[Literal["shared"], Tag("shared")] | Annotated[IndexerSpec, Tag("own")], Discriminator(_shared_or_own)
+    ]
     """The layer's own indexer, or `shared`: an earlier layer's selection is used."""
 
 
@@ -306,8 +312,6 @@ class MoeSpec(Spec):
     expert_bias: bool = False
     router_bias: bool = False
     """The router has a trained bias; a balancing correction is none."""
-    routed_by_token: bool = False
-    """Experts are looked up by token id instead of computed (DeepSeek-V4's first layers)."""
 
 
 FeedForwardSpec = Annotated[DenseSpec | MoeSpec, Field(discriminator="kind")]

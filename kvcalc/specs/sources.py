@@ -56,8 +56,10 @@ def load_document(spec: str) -> Document:
             path = path / "config.json"
         if path.is_file():
             return read_file(path)
-    except (OSError, ValueError) as error:  # a name that no file can have
-        raise UsageError(f"no such file: '{spec[:60]}...': {error}") from None
+    except (OSError, ValueError):  # a name that no file can have
+        raise UsageError(f"unknown model '{spec[:60]}...'", hint=nearest(spec[:60], model_names())) from None
+    if spec and path.is_dir():
+        raise UsageError(f"'{spec}' is a folder without a config.json", hint="name a spec or a config.json in it")
     if spec.endswith(_FILE_ENDINGS) or "/" in spec:
         raise UsageError(f"no such file: '{spec}'", hint="a model on the hub is written hf:org/name")
     raise UsageError(f"unknown model '{spec}'", hint=nearest(spec, model_names()))

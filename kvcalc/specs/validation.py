@@ -88,20 +88,18 @@ def _distinct(problems: Iterable[Problem]) -> list[Problem]:
 
 def _problem(document: Document, model: type[Spec], detail: Any) -> Problem:
     path, kind, context = detail["loc"], detail["type"], detail.get("ctx", {})
-    name = str(path[-1]) if path else "the spec"
     at = document.problem
     if kind == "missing":
-        return at(path[:-1], f"missing key '{name}'", _about(model, path), of_value=True)
+        return at(path[:-1], f"missing key '{path[-1]}'", _about(model, path), of_value=True)
     if kind == "extra_forbidden":
-        return at(path, f"unknown key '{name}'", nearest(name, _fields(model, path[:-1])))
+        return at(path, f"unknown key '{path[-1]}'", nearest(str(path[-1]), _fields(model, path[:-1])))
+    name = _last_key(document, path)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag = str(context.get("tag", ""))
-        known = str(context.get("expected_tags", "")).replace("'", "").split(", ")
+        kinds = sorted({str(tag) for option in _options(model, path) for tag in _tags(option)})
         if kind == "union_tag_not_found":
-            return at(
-                path, "missing key 'kind'", "one of: " + ", ".join(sorted(known)) if tag else _kinds_hint(model, path)
-            )
-        return at((*path, "kind"), f"unknown kind '{tag}'", nearest(tag, known))
+            return at(path, "missing key 'kind'", "one of: " + ", ".join(kinds))
+        tag = str(context.get("tag", ""))
+        return at((*path, "kind"), f"unknown kind '{tag}'", nearest(tag, kinds))
     if kind in ("literal_error", "enum"):
         expected = str(context.get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
         return at(path, f"'{name}' can't be {_show(detail['input'])}", nearest(str(detail["input"]), expected))
@@ -161,21 +159,34 @@ def _show(value: Any) -> str:
     return str(value) if isinstance(value, int | float) else ""
 
 
-def _owner(model: type[Spec], path: Iterable[str | int]) -> type[Spec]:
-    """The model class that the mapping at a path is checked against: through fields, and through union tags."""
-    owner: type[Spec] = model
-    options: list[type[Spec]] = []
+def _last_key(document: Document, path: Iterable[str | int]) -> str:
+    """The last key of the document on a path; the steps that pydantic adds for unions are no keys."""
+    value, name = document.data, "the spec"
     for step in path:
-        field = owner.model_fields.get(step) if isinstance(step, str) else None
-        if field is not None:
-            options = list(_spec_classes(field.annotation)) + list(_spec_classes(field.metadata))
-            if options:
-                owner = options[0]
-            continue
-        for option in options:
-            if isinstance(step, str) and step in _tags(option):
-                owner = option
-    return owner
+        if isinstance(value, dict) and step in value:
+            value, name = value[step], str(step)
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            value = value[step]
+    return name
+
+
+def _owner(model: type[Spec], path: Iterable[str | int]) -> type[Spec]:
+    """The model class that the mapping at a path is checked against."""
+    return _options(model, path)[0]
+
+
+def _options(model: type[Spec], path: Iterable[str | int]) -> list[type[Spec]]:
+    """The model classes that the value at a path may be of: followed through fields, and through union tags."""
+    options = [model]
+    for step in path:
+        fields = options[0].model_fields
+        if isinstance(step, str) and step in fields:
+            options = list(_spec_classes(fields[step].annotation)) + list(_spec_classes(fields[step].metadata))
+        elif isinstance(step, str):
+            options = [option for option in options if step in _tags(option)] or options
+        if not options:
+            return [model]
+    return options
 
 
 def _tags(option: type[Spec]) -> tuple[Any, ...]:
@@ -202,12 +213,3 @@ def _fields(model: type[Spec], path: Iterable[str | int]) -> list[str]:
 def _about(model: type[Spec], path: tuple[str | int, ...]) -> str | None:
     text = field_docs(_owner(model, path[:-1])).get(str(path[-1]))
     return f"{path[-1]}: {text.splitlines()[0]}" if text else None
-
-
-def _kinds_hint(model: type[Spec], path: tuple[str | int, ...]) -> str | None:
-    owner = _owner(model, path[:-1])
-    field = owner.model_fields.get(str(path[-1])) if path else None
-    if field is None:
-        return None
-    kinds = [str(tag) for option in _spec_classes(field.annotation) for tag in _tags(option) if tag]
-    return "one of: " + ", ".join(sorted(kinds)) if kinds else None

@@ -14,14 +14,14 @@ from kvcalc.architecture import attention as kinds
 from kvcalc.architecture.attention import Attention, Form
 from kvcalc.architecture.feed_forward import FeedForward, MixtureOfExperts
 from kvcalc.architecture.formats import WEIGHT_COMPUTE, Packing
-from kvcalc.architecture.layout import Layout
+from kvcalc.architecture.layout import Layout, tokens_on_rank
 from kvcalc.architecture.model import Model
 from kvcalc.architecture.traffic import Traffic
 from kvcalc.architecture.weights import Part, Use, Weight
 from kvcalc.sizing import (
     attention_counts,
+    head_shards,
     packed_bytes,
-    tokens_on_rank,
     weight_elements_on_rank,
     weight_format,
     weight_packing,
@@ -83,25 +83,25 @@ class Step:
     def _terms(self) -> Iterator[Term]:
         layers = self.model.distinct_layers + (self.model.distinct_mtp_layers if self.mtp else ())
         networks: Counter[FeedForward] = Counter()
-        others: Counter[Weight] = Counter()
+        others: list[tuple[Weight, int]] = []
         for layer, count in layers:
             for network in layer.feed_forwards:
                 networks[network] += count
-            others.update(dict.fromkeys(layer.other, count))
+            others += [(weight, count) for weight in layer.other]
             if layer.norms:
-                others[self.model.norm_weight("norms")] += count * layer.norms
-        yield self._weights_term("embedding", "", 1, dict.fromkeys(self.model.embedding_weights, 1))
+                others.append((self.model.norm_weight("norms"), count * layer.norms))
+        yield self._weights_term("embedding", "", 1, [(weight, 1) for weight in self.model.embedding_weights])
         for attention, count in attention_counts(layers).items():
             yield from self._attention_terms(attention, count)
         for network, count in networks.items():
             yield from self._network_terms(network, count)
-        others.update(dict.fromkeys(self.model.other_weights, 1))
+        others += [(weight, 1) for weight in self.model.other_weights]
         yield self._weights_term("norms and other", "", 1, others)
         yield self._weights_term(
             "head",
             "one position a sequence" if self.phase == PREFILL else "",
             1,
-            dict.fromkeys(self.model.head_weights, 1),
+            [(weight, 1) for weight in self.model.head_weights],
             tokens=self.sequences if self.phase == PREFILL else self.tokens,
         )
 
@@ -109,7 +109,7 @@ class Step:
         parallelism, context = self.parallelism, self.workload.context_tokens
         cache = {False: 0, True: 0}
         new_entries = 0
-        for record in self.layout.records(attention, shards=parallelism.kv_shards):
+        for record in self.layout.records(attention, shards=head_shards(attention, parallelism)):
             share = tokens_on_rank(record, context, parallelism.dcp)
             is_index = record.components[0].role is kinds.Role.INDEX
             cache[is_index] += record.read_bytes(share, min(share, self.query_tokens))
@@ -142,7 +142,7 @@ class Step:
                 source=attention.source,
             )
         weights = attention.weights(self.model.hidden_size)
-        yield self._weights_term("projections", attention.label, count, dict.fromkeys(weights, count))
+        yield self._weights_term("projections", attention.label, count, [(weight, count) for weight in weights])
 
     def form(self, attention: Attention) -> Form | None:
         """The form that the phase computes in, where it is not the one that the components tell of."""
@@ -167,13 +167,13 @@ class Step:
     def _network_terms(self, network: FeedForward, count: int) -> Iterator[Term]:
         hidden = self.model.hidden_size
         if not isinstance(network, MixtureOfExperts):
-            weights = network.weights(hidden)
-            yield self._weights_term("feed forward", "dense", count, dict.fromkeys(weights, count))
+            dense = [(weight, count) for weight in network.weights(hidden)]
+            yield self._weights_term("feed forward", "dense", count, dense)
             return
-        for part in (Part.ROUTER, Part.SHARED_EXPERTS, Part.FEED_FORWARD):
-            common = {weight: count for weight in network.common_weights(hidden) if weight.part is part}
-            if common:
-                yield self._weights_term(part.value.replace("_", " "), "", count, common)
+        common = network.common_weights(hidden)
+        for part in dict.fromkeys(weight.part for weight in common):
+            weights = [(weight, count) for weight in common if weight.part is part]
+            yield self._weights_term(f"MoE {part.value.replace('_', ' ')}", "", count, weights)
         yield self._experts_term(network, count)
 
     def _experts_term(self, network: MixtureOfExperts, count: int) -> Term:
@@ -201,20 +201,20 @@ class Step:
         name: str,
         detail: str,
         layers: int,
-        weights: dict[Weight, int] | Counter[Weight],
+        weights: list[tuple[Weight, int]],
         tokens: int | None = None,
     ) -> Term:
-        """Weights read once, and the products of `tokens` tokens with them."""
+        """Weights, each with how many there are, read once; and the products of `tokens` tokens with them."""
         tokens = self.tokens if tokens is None else tokens
         flop = read = 0
-        for weight, count in weights.items():
+        for weight, count in weights:
             elements = weight_elements_on_rank(weight, self.parallelism)
             if weight.use is Use.LOOKUP:  # one row a token, no more rows than there are
                 rows = min(self.tokens, weight.shape[0])
                 elements = rows * weight.elements // weight.shape[0]
             read += count * packed_bytes(elements, self._packing(weight))
             flop += count * weight.flop_per_token_on_rank(self.parallelism.tp) * tokens
-        part = next(iter(weights)).part if weights else Part.OTHER
+        part = weights[0][0].part if weights else Part.OTHER
         return Term(
             name=name,
             detail=detail,
