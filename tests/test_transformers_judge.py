@@ -52,12 +52,16 @@ def test_kvcalc_reads_what_transformers_builds(judge: Any, model_type: str) -> N
     assert set(record["variants"]) == {"defaults", "changed-1", "changed-2"}
 
 
-def test_a_wrong_table_is_caught(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The judge itself: Mistral's row under Llama's name must be found out."""
-    from kvcalc.specs.huggingface import families
+def test_a_silent_mha_is_caught(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge itself, against a planted fault: a table that takes every query head for a KV head."""
+    from dataclasses import replace
 
-    monkeypatch.setitem(families.FAMILIES, "llama", families.FAMILIES["mistral"])
+    from kvcalc.specs.huggingface import families
+    from kvcalc.specs.huggingface.rows import Grouped
+
+    mha = replace(families.FAMILIES["llama"], attention=Grouped(kv_heads="num_attention_heads"))
+    monkeypatch.setitem(families.FAMILIES, "llama", mha)
     record = judge.judge("llama")
     assert record["verdict"] == "wrong"
-    assert "parameters" in record["reason"]
+    assert "parameters, transformers" in record["reason"]
     assert "keep" in record["reason"]

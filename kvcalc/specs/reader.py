@@ -30,12 +30,16 @@ PathInDocument = Sequence[str | int]
 
 @dataclass
 class Document:
-    """A document's data and where each part of it stands."""
+    """A document's data and where each part of it stands.
+
+    One that a conversion made has no text of its own; its problems are told at the document that it was made from.
+    """
 
     source: str
     text: str
     data: Any = None
     root: yaml.Node | None = field(default=None, repr=False)
+    made_from: "Document | None" = field(default=None, repr=False)
 
     def place(self, path: PathInDocument = (), *, of_value: bool = False) -> Place:
         """Where the value at a path, or its nearest enclosing one, stands.
@@ -63,9 +67,10 @@ class Document:
     def problem(
         self, path: PathInDocument, message: str, hint: str | None = None, *, of_value: bool = False
     ) -> Problem:
-        if self.root is None:  # made by a conversion: there is no text of its own to point into
+        if self.made_from is not None:
             where = ".".join(map(str, path))
-            return Problem(message=f"{self.source}: {f'{where}: ' if where else ''}{message}", hint=hint)
+            told = f"{where} of the spec that this makes: {message}" if where else message
+            return Problem(message=told, place=self.made_from.place(), hint=hint)
         return Problem(message=message, place=self.place(path, of_value=of_value), hint=hint)
 
 

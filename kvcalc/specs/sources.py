@@ -71,5 +71,6 @@ def spec_document(document: Document) -> Document:
     if isinstance(data, dict) and "layers" not in data and ("model_type" in data or "architectures" in data):
         from kvcalc.specs.huggingface.convert import spec_from_config
 
-        return Document(document.source, "", spec_from_config(data, source=document.source, document=document))
+        spec = spec_from_config(data, source=document.source, document=document)
+        return Document(document.source, "", spec, made_from=document)
     return document

@@ -1,8 +1,5 @@
 """Checks a document against a pydantic model and says all that is wrong, in a spec author's words and at its place."""
 
-import ast
-import inspect
-import textwrap
 from collections.abc import Iterable
 from functools import cache
 from itertools import pairwise
@@ -25,6 +22,10 @@ class Spec(BaseModel):
 @cache
 def field_docs(model: type[Spec]) -> dict[str, str]:
     """The docstring below each field of a spec class and its bases, read from the source when it is needed."""
+    import ast
+    import inspect
+    import textwrap
+
     docs: dict[str, str] = {}
     for owner in reversed(model.__mro__):
         if issubclass(owner, Spec) and owner is not Spec:

@@ -1,0 +1,1 @@
+"""Import of `config.json` files from the Hugging Face hub."""
