@@ -1,21 +1,22 @@
 # Two commands do all the set-up: `make demo` and `make test`.
 
 PYTHON ?= python3
-# torch is asked for exactly, since a plain `torch` is a CUDA build of several GB; .ci/run and a GPU machine set their own.
+# torch is asked for by itself, first: a plain `torch` is a CUDA build of several GB where a CPU build would do.
+# .ci/run and machines with a build of their own say which.
 TORCH ?= torch>=2.11,<3
-DEMO_CONTEXT ?= 32k
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint docs bench gpu clean
+.PHONY: demo test lint docs gpu clean
 
 demo: $(INSTALLED)
-	$(BIN)/kvcalc estimate deepseek-v3 --gpu h200-sxm-141gb --tp 8 --context $(DEMO_CONTEXT)
-	$(BIN)/kvcalc compare deepseek-v3 --what-if mha,gqa:8,mqa,mla --context $(DEMO_CONTEXT)
+	$(BIN)/kvcalc estimate deepseek-v3 --context 128k --gpu h200-sxm-141gb --tp 8
+	$(BIN)/kvcalc compare deepseek-v3 --what-if mha,gqa:8,mqa --context 128k
+	$(BIN)/kvcalc profile deepseek-v2-lite --quick
 
-test: $(INSTALLED) lint
+test: lint
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
@@ -24,10 +25,20 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# What is generated: the README's blocks, the schemas, the lock of the packaged specs.
+docs: $(INSTALLED)
+	$(BIN)/kvcalc schema model -o model_specs/model.schema.json
+	$(BIN)/kvcalc schema hardware -o kvcalc/data/hardware.schema.json
+	$(BIN)/python tests/docs.py
+
+# On a machine with an NVIDIA GPU: builds, checks and measures the kernels, and writes benchmarks/results/<gpu>/.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
+
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet '$(TORCH)'
-	$(BIN)/pip install --quiet --editable '.[profile,plot,dev]'
+	$(BIN)/pip install --quiet --editable '.[profile,predict,plot,dev]'
 	touch $@
 
 clean:

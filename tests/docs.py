@@ -51,7 +51,10 @@ def _models() -> str:
     from kvcalc.specs.sources import model_names
     from kvcalc.units import memory, number
 
-    lines = ["| model | attention | parameters | B/token | constant | maximum context |", "|---|---|---:|---:|---:|---:|"]
+    lines = [
+        "| model | attention | parameters | B/token | constant | maximum context |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
     for name in model_names():
         result = estimate(name)
         model, constant = result.model, result.cache.constant_bytes_per_sequence
