@@ -310,7 +310,8 @@ def test_list_has_rows_with_names(capsys, name):
     names = [row["name"] for row in data["rows"]]
     assert data["schema"] == "kvcalc.list/1"
     assert names
-    assert len(set(names)) == len(names)
+    assert all(names)
+    assert len(set(names)) == len(names) or name == "engines", "engines have a row a version and backend"
 
 
 @pytest.mark.parametrize("what", ["model", "hardware", "estimate", "compare"])

@@ -1,4 +1,4 @@
-"""Option values that make no sense: exit code 2, one `error:` line and a hint, nothing on stdout, nothing half-written."""
+"""Option values that make no sense: exit code 2, an error and a hint, nothing on stdout, nothing half-written."""
 
 import os
 import sys
@@ -229,7 +229,7 @@ def test_a_link_is_written_through(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "<stdin>: the document is empty"),
+        (b"", "<stdin>:1:1: error: the document is empty"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"[1]", "<stdin>:1:1: error: a spec is a mapping of keys"),
         (b'{"model_type": "lama"}', "<stdin>:1:16: error: model_type 'lama' is not known"),

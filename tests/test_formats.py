@@ -135,6 +135,7 @@ def test_padding_is_once_a_record_and_scales_are_once_a_head():
 
 
 def test_a_rank_holds_its_heads_and_never_less_than_one():
+    assert record("bf16", GQA.components(), shards=3) == 3 * 512
     assert record("bf16", GQA.components(), shards=8) == 512
     assert record("bf16", GQA.components(), shards=16) == 512
     assert record("bf16", MLA.components(), shards=8) == 1152
@@ -155,8 +156,8 @@ def test_aliases(alias, name):
 
 
 def test_all_formats_of_the_design_are_there():
-    design = "fp32 fp16 bf16 fp8 fp8_e4m3 fp8_e5m2 int8 int4 nvfp4 mxfp8 int6 fp8_ds_mla nvfp4_ds_mla q8_0 q5_1 q5_0 q4_1 q4_0"
-    for name in design.split():
+    plain = "fp32 fp16 bf16 fp8 fp8_e4m3 fp8_e5m2 int8 int4 nvfp4 mxfp8 int6 q8_0 q5_1 q5_0 q4_1 q4_0"
+    for name in [*plain.split(), "fp8_ds_mla", "nvfp4_ds_mla"]:
         assert cache_format(name)
 
 

@@ -101,7 +101,7 @@ def test_a_gated_model_says_what_to_do(hub):
 )
 def test_a_missing_config_says_what_to_do(hub, error):
     hub.files["meta/llama", None] = error
-    with pytest.raises(UsageError, match="can't fetch config.json of hf:meta/llama") as raised:
+    with pytest.raises(UsageError, match=r"can't fetch config\.json of hf:meta/llama") as raised:
         fetch_config("meta/llama")
     assert "\n" not in raised.value.message
     assert "give its path" in raised.value.hint

@@ -26,7 +26,7 @@ DEEPSEEK_V3_MHA = GroupedAttention(n_heads=128, n_kv_heads=128, head_dim=128, v_
 
 
 def test_32x_is_one_of_k_and_v_against_the_latent_without_rope():
-    """32x: 128 heads x 128 = 16,384 numbers of K alone (or V alone) over the 512 of the latent; rope and V are left out."""
+    """32x: 128 heads x 128 = 16,384 numbers of K alone over the 512 of the latent; rope and V are left out."""
     key, _ = DEEPSEEK_V3_MHA.components()
     latent, _ = DEEPSEEK_V3_MLA.components()
     assert (key.elements_per_slot, latent.elements_per_slot) == (16_384, 512)
@@ -79,7 +79,7 @@ def test_transmlas_93_percent():
 
 
 def test_4_25_times_the_flop_of_mha():
-    """4.25x ("about 4x"): absorbed, a head costs 2 (576 + 512) FLOPs a pair; MHA with heads of 128 costs 2 (128 + 128)."""
+    """4.25x ("about 4x"): absorbed, a head costs 2 (576 + 512) FLOPs a pair; MHA with heads of 128, 2 (128 + 128)."""
     mla, mha = (row.decode_attention_flop_per_token for row in compare(["deepseek-v3"], what_if="mha").rows)
     assert Fraction(mla, mha) == Fraction(425, 100)
 

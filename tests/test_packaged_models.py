@@ -3,6 +3,7 @@
 import datetime
 import json
 import re
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import yaml
 from kvcalc import estimate, load_model
 from kvcalc.architecture.attention import KINDS, GroupedAttention, SelectedAttention
 from kvcalc.architecture.model import Model
+from kvcalc.sizing import weights_bytes_per_gpu
 from kvcalc.specs.schema import model_schema
 from kvcalc.specs.sources import model_names, model_specs_folder
+from kvcalc.workload import Parallelism
 
 SPECS = model_specs_folder()
 EXPECTED_FILES = [Path(__file__).parent / "data" / f"expected_models_{half}.yaml" for half in "ab"]
@@ -47,6 +50,14 @@ each_expected = pytest.mark.parametrize("name", sorted(expected()))
 @pytest.fixture
 def model(name: str) -> Model:
     return load_model(name)
+
+
+def stored_points(entry: dict) -> list[tuple[int, int]]:
+    """Contexts and bytes: a mapping of them, or a list of points."""
+    stored = entry.get("stored", {})
+    if isinstance(stored, dict):
+        return list(stored.items())
+    return [(point["context_tokens"], point["bytes"]) for point in stored]
 
 
 def keys(value: object) -> list[str]:
@@ -137,22 +148,50 @@ def test_mtp_parameters_are_exact(name, model):
 def test_a_token_adds_what_others_count(name):
     entry, cache = expected()[name], estimate(name).cache
     assert cache.elements_per_token == entry["elements_per_token"]
-    if "index_elements_per_token" in entry:
-        assert cache.index_elements_per_token == entry["index_elements_per_token"]
+    assert cache.index_elements_per_token == entry.get("index_elements_per_token", 0)
     if "bytes_per_token" in entry:
-        assert cache.bytes_per_token == pytest.approx(entry["bytes_per_token"], rel=0, abs=0)
+        assert cache.bytes_per_token == Fraction(entry["bytes_per_token"])
 
 
 @each_expected
 def test_stored_bytes_at_a_context_inside_and_beyond_the_window(name):
-    for point in expected()[name].get("stored", []):
-        records = estimate(name, context_tokens=point["context_tokens"]).cache.records
+    for context_tokens, stored_bytes in stored_points(expected()[name]):
+        records = estimate(name, context_tokens=context_tokens).cache.records
         entries = sum(
-            item.count * item.record.stored_bytes(point["context_tokens"])
+            item.count * item.record.stored_bytes(context_tokens)
             for item in records
             if item.record.components[0].role.is_cache_entry
         )
-        assert entries == point["bytes"]
+        assert entries == stored_bytes
+
+
+@each_expected
+def test_a_token_in_deepseeks_fp8_record(name):
+    entry = expected()[name]
+    if "bytes_per_token_fp8_ds_mla" not in entry:
+        pytest.skip("no such record is expected")
+    assert estimate(name, kv_dtype="fp8_ds_mla").cache.bytes_per_token == entry["bytes_per_token_fp8_ds_mla"]
+
+
+@each_expected
+def test_the_hubs_count_is_ours_and_what_only_checkpoints_hold(name, model):
+    """Copies of embedding and head in the MTP layer, router biases and block scales: no less, no more."""
+    entry = expected()[name]
+    if "checkpoint_parameters" not in entry:
+        pytest.skip("the hub's count is not among the expected numbers")
+    more = entry["checkpoint_parameters"] - model.parameters.total - model.parameters.mtp
+    copies = 2 * model.vocab_size * model.hidden_size * len(model.mtp_layers)
+    assert 0 <= more <= copies + 2e-4 * model.parameters.total
+
+
+@each_expected
+def test_the_checkpoints_size_is_ours_to_a_quarter_percent(name, model):
+    """In the published formats; what a checkpoint holds beside the parameters is the difference."""
+    entry = expected()[name]
+    if "checkpoint_bytes" not in entry:
+        pytest.skip("the checkpoint's size is not among the expected numbers")
+    ours = weights_bytes_per_gpu(model, Parallelism(), mtp=True)
+    assert 0.9975 <= ours / entry["checkpoint_bytes"] <= 1
 
 
 @each_expected

@@ -133,7 +133,7 @@ def test_deepseek_67b_is_gqa_with_8_kv_heads():
 
 
 def test_deepseek_v2_papers_formulas():
-    """arXiv 2405.04434 Table 1: MHA 2 n_h d_h, GQA 2 n_g d_h, MQA 2 d_h, MLA (d_c + d_h^R) = 9/2 d_h elements a layer."""
+    """arXiv 2405.04434 Table 1, a layer: MHA 2 n_h d_h, GQA 2 n_g d_h, MQA 2 d_h, MLA d_c + d_h^R = 9/2 d_h."""
 
     def grouped(kv_heads: int) -> int:
         return per_token(GroupedAttention(n_heads=32, n_kv_heads=kv_heads, head_dim=128, v_head_dim=128))
@@ -165,7 +165,7 @@ def test_transformers_before_5_15_kept_71_times_the_latent():
 
 
 def test_deepseek_v3_parameters():
-    """deepseek-ai/DeepSeek-V3@9b4e978 README_WEIGHTS.md: 671B; transformers' class on the meta device has 671,026,404,352."""
+    """deepseek-ai/DeepSeek-V3@9b4e978 README_WEIGHTS.md: 671B; transformers' class on meta: 671,026,404,352."""
     parameters = estimate("deepseek-v3").model.parameters
     assert parameters.total == 671_026_404_352
     assert round(parameters.active / 1e9, 2) == 37.55
@@ -180,7 +180,7 @@ def test_deepseek_v3_2_adds_an_indexer_of_0_852_billion():
 
 
 def test_deepseek_v3_in_its_own_fp8_is_about_a_byte_a_parameter():
-    # the published checkpoint: 128 x 128 blocks of fp8 with one fp32 scale (arXiv 2412.19437 sec. 3.3.2), tables in bf16
+    # the checkpoint: 128 x 128 blocks of fp8 with one fp32 scale (arXiv 2412.19437 sec. 3.3.2), tables in bf16
     model = estimate("deepseek-v3").model
     published = weights_bytes_per_gpu(model, Parallelism())
     assert 1.000 < published / model.parameters.total < 1.005
@@ -198,4 +198,4 @@ def test_gemma_4_31b_where_windows_are_ignored():
     # vllm-project/vllm-metal#505: 220.0 GiB at 262,144 tokens: 901,120 bytes a token, the rate inside the window
     inside = estimate("gemma-4-31b", context_tokens=256).cache.stored_bytes
     assert inside // 256 == 901_120
-    assert 901_120 * 262_144 == 220 * GIB
+    assert 220 * GIB == 901_120 * 262_144

@@ -1,4 +1,4 @@
-"""What a command loads: the budget of the design, held by the modules of a subprocess. CPU time is benchmarks/startup.py."""
+"""What a command loads: the budget of the design, held by a subprocess's modules. CPU time: benchmarks/startup.py."""
 
 import json
 import subprocess
@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Annotated
 import typer
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+Tp = Annotated[int, typer.Option(help="x")]
 @app.command()
-def estimate(spec: str, tp: Annotated[int, typer.Option(help="x")] = 1, gpu: str | None = None, o: Path | None = None) -> None:
+def estimate(spec: str, tp: Tp = 1, gpu: str | None = None, o: Path | None = None) -> None:
     pass
 @app.command()
 def compare(specs: list[str]) -> None:

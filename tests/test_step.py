@@ -9,7 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcalc import estimate, load_gpu, load_model
-from kvcalc.architecture.attention import GroupedAttention, LatentAttention
+from kvcalc.architecture.attention import (
+    CompressedAttention,
+    GatedDeltaNet,
+    GroupedAttention,
+    Indexer,
+    KimiDeltaAttention,
+    LatentAttention,
+    LightningAttention,
+    Mamba1,
+    Mamba2,
+    SelectedAttention,
+    ShortConvolution,
+)
 from kvcalc.architecture.feed_forward import MixtureOfExperts
 from kvcalc.architecture.model import Layer
 from kvcalc.architecture.traffic import Traffic
@@ -79,7 +91,7 @@ def test_the_json_is_the_sum_of_its_terms(name, phase):
 
 @pytest.mark.parametrize("name", model_names())
 def test_a_step_reads_every_weight_once(name):
-    """All parameters but the tables that are looked up and the experts that no token takes; a tied table once for the head."""
+    """All parameters but tables that are looked up and experts that no token takes; a tied table once, for the head."""
     model = load_model(name)
     terms = step(model, 1024).terms()
     read = sum(term.traffic.read_bytes for term in terms if term.name not in WEIGHTS)
@@ -188,6 +200,96 @@ def test_what_a_step_writes_is_its_new_entries_and_outputs():
     assert written == 3 * 2 * (576 * 2 + queries_and_outputs)
 
 
+@pytest.mark.parametrize(
+    ("attention", "query_tokens", "entries"),
+    [
+        (GroupedAttention(n_heads=8, n_kv_heads=1, head_dim=4, v_head_dim=4), 5, 1000),
+        (GroupedAttention(n_heads=8, n_kv_heads=1, head_dim=4, v_head_dim=4, window_tokens=100), 1, 100),
+        (GroupedAttention(n_heads=8, n_kv_heads=1, head_dim=4, v_head_dim=4, window_tokens=100), 5, 104),
+        (GroupedAttention(n_heads=8, n_kv_heads=1, head_dim=4, v_head_dim=4, window_tokens=100), 1000, 1000),
+    ],
+    ids=["full", "window", "window-5-queries", "window-prefill"],
+)
+def test_several_query_tokens_read_the_union_of_their_windows(attention, query_tokens, entries):
+    read = named(step(only(LLAMA, attention), 1000, query_tokens=query_tokens).terms(), "attention").read_bytes
+    assert read == entries * 2 * 4 * 2
+
+
+def test_several_query_tokens_read_a_selection_each():
+    base = GroupedAttention(n_heads=8, n_kv_heads=1, head_dim=4, v_head_dim=4)
+    selected = SelectedAttention(base=base, top_k=64, indexer=Indexer(heads=8, head_dim=16))
+    for query_tokens, entries in ((1, 64), (3, 192), (100, 1000)):
+        terms = step(only(LLAMA, selected), 1000, query_tokens=query_tokens).terms()
+        assert named(terms, "attention").read_bytes == entries * 2 * 4 * 2
+        assert named(terms, "index scores").read_bytes == 1000 * 16 * 2
+        pairs = sum(range(1000 - query_tokens + 1, 1001))
+        assert named(terms, "index scores").flop == pairs * 8 * 2 * 16
+
+
+def test_projections_and_head_work_on_every_query_token_of_a_decode_step():
+    one, four = (step(LLAMA, 1000, query_tokens=each).terms() for each in (1, 4))
+    for name in ("projections", "feed forward", "head"):
+        assert named(four, name).flop == 4 * named(one, name).flop
+        assert named(four, name).read_bytes == named(one, name).read_bytes
+
+
+def test_prefill_needs_one_position_a_sequence_of_the_head():
+    terms = step(LLAMA, 1000, batch=3, phase=PREFILL).terms()
+    assert named(terms, "head").flop == 3 * 2 * 4096 * 128_256
+    assert named(terms, "projections").flop == 3000 * named(step(LLAMA, 1000).terms(), "projections").flop
+
+
+def test_an_embedding_is_a_row_a_token_and_no_more_rows_than_there_are():
+    assert named(step(LLAMA, 1000, batch=3).terms(), "embedding").read_bytes == 3 * 4096 * 2
+    all_rows = named(step(LLAMA, 1000, batch=1000, phase=PREFILL).terms(), "embedding").read_bytes
+    assert all_rows == 128_256 * 4096 * 2
+
+
+@pytest.mark.parametrize(
+    ("attention", "flop"),
+    [
+        # a multiply-add is 2: decay 1, outer product 2, read-out 2; the delta rule reads the old value too, 2 more
+        (LightningAttention(n_heads=64, head_dim=128), 5 * 64 * 128 * 128),
+        (Mamba1(d_inner=8192, d_state=16, conv_kernel=4, dt_rank=256), 5 * 8192 * 16),
+        (Mamba2(n_heads=128, head_dim=64, n_groups=8, d_state=128, conv_kernel=4), 5 * 128 * 64 * 128),
+        (
+            GatedDeltaNet(n_k_heads=16, n_v_heads=32, k_head_dim=128, v_head_dim=64, conv_kernel=4),
+            7 * 32 * 128 * 64,
+        ),
+        (KimiDeltaAttention(n_heads=32, head_dim=128, conv_kernel=4), 7 * 32 * 128 * 128),
+        (ShortConvolution(channels=2048, conv_kernel=3), 0),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_a_recurrent_state_costs_the_same_at_any_context(attention, flop):
+    for context in (1, 1000, 8192):
+        assert named(step(only(LLAMA, attention), context).terms(), "attention").flop == flop
+    prefill = named(step(only(LLAMA, attention), 1000, phase=PREFILL, batch=2).terms(), "attention")
+    assert prefill.flop == 2000 * flop
+
+
+def test_deepseek_v4_attends_its_window_and_the_selected_entries():
+    """One vector is K and V: 4 FLOPs an element and pair; 128 raw tokens and 512 of the 2,048 compressed entries."""
+    csa = CompressedAttention(
+        n_heads=64,
+        head_dim=512,
+        qk_rope_head_dim=64,
+        q_lora_rank=1024,
+        o_groups=8,
+        o_lora_rank=1024,
+        window_tokens=128,
+        compress_ratio=4,
+        overlap=True,
+        top_k=512,
+        index_heads=64,
+        index_head_dim=128,
+    )
+    terms = step(only(LLAMA, csa), 8192).terms()
+    assert named(terms, "attention").flop == (128 + 512) * 64 * 4 * 512
+    assert named(terms, "index scores").flop == 2048 * 64 * 2 * 128
+    assert named(terms, "index scores").read_bytes == 2048 * 128 * 2
+
+
 # --- mixture of experts -----------------------------------------------------------------------------------------------
 
 
@@ -229,6 +331,8 @@ def test_experts_are_read_once_however_many_tokens_take_them():
     assert one.read_bytes == experts * 2 // 8
     assert many.read_bytes == pytest.approx(experts, rel=1e-6)
     assert many.flop == 4096 * one.flop
+    four_queries = named(step(model, 100, batch=2, query_tokens=4).terms(), "experts")
+    assert four_queries == named(step(model, 100, batch=8).terms(), "experts")
 
 
 # --- roofline ---------------------------------------------------------------------------------------------------------
@@ -265,6 +369,8 @@ def test_eight_bit_weights_are_widened_where_the_gpu_has_no_such_units():
     assert compute_format("fp8", a100) == "bf16"
     assert compute_format("fp8", H100) == "fp8"
     assert compute_format("int8", a100) == "int8"
+    assert compute_format("int8", replace(a100, peak_flop_per_s={"bf16": 1})) == "bf16"
+    assert compute_format("fp16", replace(a100, peak_flop_per_s={"bf16": 1})) == "fp16"
 
 
 def test_a_missing_peak_is_an_error_and_never_a_guess():

@@ -115,6 +115,17 @@ def test_a_comparison_is_at_one_context():
     assert [row.estimate.workload.context_tokens for row in rows] == [4096, 4096]
 
 
+def test_flop_a_token_are_the_steps_over_all_its_tokens():
+    """Two query tokens attend 1,000 and 999 tokens; three sequences do the same each."""
+    one, two = (
+        compare(["llama-2-7b"], context_tokens=1000, batch=batch, query_tokens=query).rows[0]
+        for batch, query in ((1, 1), (3, 2))
+    )
+    a_pair = 32 * 32 * 4 * 128
+    assert one.decode_attention_flop_per_token == 1000 * a_pair
+    assert two.decode_attention_flop_per_token == (1000 + 999) * a_pair // 2
+
+
 def test_nothing_to_compare_is_refused():
     with pytest.raises(UsageError, match="nothing to compare"):
         compare([])
