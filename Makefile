@@ -25,10 +25,8 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# What is generated: the README's blocks, the schemas, the lock of the packaged specs.
+# What is made from the code: the README's blocks, the schemas, the checksums of the packaged specs.
 docs: $(INSTALLED)
-	$(BIN)/kvcalc schema model -o model_specs/model.schema.json
-	$(BIN)/kvcalc schema hardware -o kvcalc/data/hardware.schema.json
 	$(BIN)/python tests/docs.py
 
 # On a machine with an NVIDIA GPU: builds, checks and measures the kernels, and writes benchmarks/results/<gpu>/.

@@ -1,6 +1,7 @@
-"""What the README shows is made here: `python tests/docs.py` rewrites it, `--check` only tells where it is out of date.
+"""What is made from the code is made here: `python tests/docs.py` writes it, `--check` tells what is out of date.
 
-A block is a comment line, a fence and a closing comment:
+That is the schemas, the checksums of the packaged specs, and blocks of the README: a comment line, a fence and a
+closing comment.
 
     <!-- run: kvcalc list kinds -->          the command's output, run in the folder of the repository
     <!-- models -->                          the table of packaged models
@@ -8,15 +9,16 @@ A block is a comment line, a fence and a closing comment:
 """
 
 import argparse
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md",)
 BLOCK = re.compile(r"(<!-- (run: [^\n]*|models) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -46,7 +48,6 @@ def _run(command: str) -> str:
 
 
 def _models() -> str:
-    sys.path.insert(0, str(ROOT))
     from kvcalc import estimate
     from kvcalc.specs.sources import model_names
     from kvcalc.units import memory, number
@@ -70,20 +71,58 @@ def _models() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _schema(what: str) -> str:
+    from kvcalc.commands.schema import schema
+    from kvcalc.report.data import render_json
+
+    return render_json(schema(what))
+
+
+def _checked() -> str:
+    """Checksums of the packaged specs, each of which is checked here first."""
+    from kvcalc.specs.build import build_model
+    from kvcalc.specs.reader import read_bytes
+    from kvcalc.specs.sources import checksum, model_names, model_specs_folder
+
+    sums = {}
+    for name in model_names():
+        content = (model_specs_folder() / f"{name}.yaml").read_bytes()
+        build_model(read_bytes(name, content))
+        sums[name] = checksum(content)
+    return json.dumps(sums, indent=2) + "\n"
+
+
+MADE: dict[Path, Callable[[str], str]] = {
+    ROOT / "model_specs" / "model.schema.json": lambda _: _schema("model"),
+    ROOT / "model_specs" / "checked.json": lambda _: _checked(),
+    ROOT / "kvcalc" / "data" / "hardware.schema.json": lambda _: _schema("hardware"),
+    ROOT / "README.md": generated,
+}
+"""Each file that is made, wholly or in parts, and how it follows from what it was."""
+
+
+def stale() -> dict[Path, str]:
+    """The files that are not what they should be, with what they should be."""
+    sys.path.insert(0, str(ROOT))
+    found = {}
+    for path, make in MADE.items():
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if (fresh := make(text)) != text:
+            found[path] = fresh
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a page is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a file is out of date")
     check = parser.parse_args().check
-    stale = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        fresh = generated(text)
-        if fresh != text:
-            stale.append(page.name)
-            if not check:
-                page.write_text(fresh, encoding="utf-8")
-    if check and stale:
-        sys.exit(f"out of date: {', '.join(stale)}; run: python tests/docs.py")
+    found = stale()
+    for path, text in found.items():
+        print(path.relative_to(ROOT))
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    if check and found:
+        sys.exit("out of date; run: python tests/docs.py")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
-"""From a checked model spec to the architecture that everything else computes with."""
+"""From a model spec to the architecture that everything else computes with.
 
-from collections.abc import Callable, Iterator
+A document is checked first, by pydantic; then it is built from its plain data, and what it leaves out has the
+defaults of the architecture's classes.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from kvcalc.architecture.attention import (
@@ -21,29 +25,39 @@ from kvcalc.architecture.feed_forward import DenseFeedForward, FeedForward, Mixt
 from kvcalc.architecture.model import Layer, Model, Published
 from kvcalc.architecture.weights import Part, Use, Weight
 from kvcalc.errors import Problem, SpecError
-from kvcalc.specs import schema
 from kvcalc.specs.reader import Document, PathInDocument
-from kvcalc.specs.validation import Spec, validate
 
 MAX_LAYERS = 10_000
 
-_PLAIN_KINDS: dict[type[Spec], type[Any]] = {
-    schema.CompressedSpec: CompressedAttention,
-    schema.Mamba1Spec: Mamba1,
-    schema.Mamba2Spec: Mamba2,
-    schema.GatedDeltaNetSpec: GatedDeltaNet,
-    schema.KdaSpec: KimiDeltaAttention,
-    schema.LightningSpec: LightningAttention,
-    schema.ShortConvSpec: ShortConvolution,
+Data = Mapping[str, Any]
+Built = TypeVar("Built")
+
+_PLAIN_KINDS: dict[str, type[Any]] = {
+    kind.kind: kind
+    for kind in (
+        CompressedAttention,
+        Mamba1,
+        Mamba2,
+        GatedDeltaNet,
+        KimiDeltaAttention,
+        LightningAttention,
+        ShortConvolution,
+    )
 }
 """Kinds whose spec has just the fields of their dataclass."""
 
-Built = TypeVar("Built")
 
+def build_model(document: Document, *, checked: bool = False) -> Model:
+    """The model that a document describes. Raises SpecError with every problem and its place.
 
-def build_model(document: Document) -> Model:
-    """The model that a document describes. Raises SpecError with every problem and its place."""
-    return _Builder(document).model(validate(document, schema.ModelSpec))
+    checked  that the document has passed this before; then it is only built, which takes a fraction of the time
+    """
+    if not checked:
+        from kvcalc.specs.schema import ModelSpec
+        from kvcalc.specs.validation import validate
+
+        validate(document, ModelSpec)
+    return _Builder(document).model(document.data)
 
 
 class _Builder:
@@ -52,74 +66,61 @@ class _Builder:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.problems: list[Problem] = []
-        self._built: dict[Any, Any] = {}
 
-    def model(self, spec: schema.ModelSpec) -> Model:
-        count = sum(map(_layer_count, (*spec.layers, *spec.mtp)))
+    def model(self, spec: Data) -> Model:
+        count = sum(map(_layer_count, (*spec["layers"], *spec.get("mtp", ()))))
         if count > MAX_LAYERS:
             raise SpecError([self.document.problem(("layers",), f"{count:,} layers: more than {MAX_LAYERS:,}")])
-        layers = [
-            layer
-            for position, entry in enumerate(spec.layers)
-            for layer in self._entry(entry, spec, ("layers", position))
-        ]
-        mtp = [
-            layer for position, entry in enumerate(spec.mtp) for layer in self._layers(entry, spec, ("mtp", position))
-        ]
+        layers = self._layers(spec["layers"], ("layers",), spec)
+        mtp = self._layers(spec.get("mtp", ()), ("mtp",), spec)
         if not self.problems and not any(layer.attentions for layer in layers):
             self.problems.append(self.document.problem(("layers",), "no layer has an attention"))
         if self.problems:
             raise SpecError(list(dict.fromkeys(self.problems)))
-        published = spec.published.model_dump(exclude={"rounded_name"})
+        own = ("name", "title", "hidden_size", "vocab_size", "tied_embeddings", "max_context_tokens", "norm")
+        own += ("final_norm", "embedding_size", "position_rows", "head_bias", "weight_formats")
         return Model(
-            name=spec.name,
-            title=spec.title,
-            source=spec.source.cite,
-            source_date=spec.source.date.isoformat(),
-            hidden_size=spec.hidden_size,
-            vocab_size=spec.vocab_size,
-            tied_embeddings=spec.tied_embeddings,
-            max_context_tokens=spec.max_context_tokens,
+            **_given(spec, own),
+            source=spec["source"]["cite"],
+            source_date=str(spec["source"]["date"]),
             layers=tuple(layers),
             mtp_layers=tuple(mtp),
-            norm=spec.norm,
-            final_norm=spec.final_norm,
-            embedding_size=spec.embedding_size,
-            position_rows=spec.position_rows or 0,
-            head_bias=spec.head_bias,
-            native_formats=spec.cache_formats.model_dump(exclude_none=True),
-            weight_formats=spec.weight_formats.model_dump(exclude_none=True),
-            other=tuple(_weight(weight) for weight in spec.other),
-            published=Published(**published),
+            native_formats=spec.get("cache_formats", {}),
+            other=_weights(spec),
+            published=Published(
+                **_given(
+                    spec.get("published", {}),
+                    ("parameters", "active_parameters", "active_convention"),
+                )
+            ),
         )
 
-    def _entry(
-        self, entry: schema.LayerSpec | schema.PatternSpec, spec: schema.ModelSpec, path: PathInDocument
-    ) -> Iterator[Layer]:
-        if isinstance(entry, schema.LayerSpec):
-            yield from self._layers(entry, spec, path)
-            return
-        occurrence = [
-            layer
-            for position, layer_spec in enumerate(entry.pattern)
-            for layer in self._layers(layer_spec, spec, (*path, "pattern", position))
-        ]
-        yield from occurrence * entry.repeat
+    def _layers(self, entries: Any, path: PathInDocument, spec: Data) -> list[Layer]:
+        """The layers of a list of entries: single ones, runs and patterns."""
+        layers: list[Layer] = []
+        for position, entry in enumerate(entries):
+            at = (*path, position)
+            if "pattern" in entry:
+                once = self._layers(entry["pattern"], (*at, "pattern"), spec)
+            else:
+                once = [self._layer(entry, at, spec)]
+            layers += once * entry.get("repeat", 1)
+        return layers
 
-    def _layers(self, entry: schema.LayerSpec, spec: schema.ModelSpec, path: PathInDocument) -> list[Layer]:
-        if entry.attention is None and entry.feed_forward is None:
+    def _layer(self, entry: Data, path: PathInDocument, spec: Data) -> Layer:
+        if entry.get("attention") is None and entry.get("feed_forward") is None:
             self.problems.append(
                 self.document.problem(path, "a layer without attention and feed_forward", "give it at least one")
             )
-        layer = Layer(
-            attentions=self._parts(entry.attention, _attention, (*path, "attention")),
-            feed_forwards=self._parts(entry.feed_forward, _feed_forward, (*path, "feed_forward")),
-            norms=spec.norms_per_layer if entry.norms is None else entry.norms,
-            other=tuple(_weight(weight) for weight in entry.other),
+        norms = entry["norms"] if entry.get("norms") is not None else spec.get("norms_per_layer")
+        return Layer(
+            attentions=self._parts(entry.get("attention"), _attention, (*path, "attention")),
+            feed_forwards=self._parts(entry.get("feed_forward"), _feed_forward, (*path, "feed_forward")),
+            **({} if norms is None else {"norms": norms}),
+            other=_weights(entry),
         )
-        return [layer] * entry.repeat
 
-    def _parts(self, specs: Any, build: Callable[[Any], Built], path: PathInDocument) -> tuple[Built, ...]:
+    def _parts(self, specs: Any, build: Callable[[Data], Built], path: PathInDocument) -> tuple[Built, ...]:
         if specs is None:
             return ()
         several = isinstance(specs, list)
@@ -133,53 +134,74 @@ class _Builder:
         return tuple(parts)
 
 
-def _layer_count(entry: schema.LayerSpec | schema.PatternSpec) -> int:
-    once = 1 if isinstance(entry, schema.LayerSpec) else sum(layer.repeat for layer in entry.pattern)
-    return entry.repeat * once
+def _given(data: Data, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Those of the keys that say something."""
+    return {key: data[key] for key in keys if data.get(key) is not None}
 
 
-def _attention(spec: Any) -> Attention:
-    plain = _PLAIN_KINDS.get(type(spec))
-    if plain is not None:
-        attention: Attention = plain(**spec.model_dump(exclude={"kind"}))
+def _without(data: Data, *keys: str) -> dict[str, Any]:
+    """All that is said under other keys."""
+    return {key: value for key, value in data.items() if key not in keys and value is not None}
+
+
+def _layer_count(entry: Data) -> int:
+    once = sum(layer.get("repeat", 1) for layer in entry["pattern"]) if "pattern" in entry else 1
+    repeat: int = entry.get("repeat", 1)
+    return repeat * once
+
+
+def _attention(spec: Data) -> Attention:
+    kind = spec["kind"]
+    if kind in _PLAIN_KINDS:
+        attention: Attention = _PLAIN_KINDS[kind](**_without(spec, "kind"))
         return attention
-    base = _latent(spec) if isinstance(spec, schema.MlaSpec) else _grouped(spec)
-    if spec.selection is None:
+    base = _latent(spec) if kind == LatentAttention.kind else _grouped(spec)
+    selection = spec.get("selection")
+    if selection is None:
         return base
-    indexer = spec.selection.indexer
+    indexer = selection["indexer"]
     return SelectedAttention(
         base=base,
-        top_k=spec.selection.top_k,
-        indexer=None if indexer == "shared" else Indexer(**indexer.model_dump()),
+        top_k=selection["top_k"],
+        indexer=None if indexer == "shared" else Indexer(**_without(indexer)),
     )
 
 
-def _latent(spec: schema.MlaSpec) -> LatentAttention:
-    dimensions = spec.model_dump(exclude={"kind", "bias", "selection"})
-    return LatentAttention(
-        **dimensions, q_a_bias="q_a" in spec.bias, kv_a_bias="kv_a" in spec.bias, o_bias="o" in spec.bias
-    )
+def _biases(spec: Data) -> dict[str, bool]:
+    return {f"{name}_bias": True for name in spec.get("bias") or ()}
 
 
-def _grouped(spec: schema.MhaSpec | schema.GqaSpec | schema.MqaSpec) -> GroupedAttention:
-    options: dict[str, Any] = spec.model_dump(exclude={"kind", "bias", "selection", "n_kv_heads", "v_head_dim"})
-    options |= {f"{name}_bias": name in spec.bias for name in ("q", "k", "v", "o")}
-    if isinstance(spec, schema.GqaSpec):
-        n_kv_heads = spec.n_kv_heads
-    else:
-        n_kv_heads = 1 if isinstance(spec, schema.MqaSpec) else spec.n_heads
-    return GroupedAttention(**options, n_kv_heads=n_kv_heads, v_head_dim=spec.v_head_dim or spec.head_dim)
+def _latent(spec: Data) -> LatentAttention:
+    return LatentAttention(**_without(spec, "kind", "bias", "selection"), **_biases(spec))
 
 
-def _feed_forward(spec: schema.DenseSpec | schema.MoeSpec) -> FeedForward:
-    if isinstance(spec, schema.DenseSpec):
-        return DenseFeedForward(**spec.model_dump(exclude={"kind"}))
-    if spec.shared_experts and spec.shared_intermediate_size:
+def _grouped(spec: Data) -> GroupedAttention:
+    options = {
+        "n_kv_heads": {"mha": spec["n_heads"], "mqa": 1}.get(spec["kind"]),
+        "v_head_dim": spec["head_dim"],
+        **_without(spec, "kind", "bias", "selection"),
+    }
+    return GroupedAttention(**options, **_biases(spec))
+
+
+def _feed_forward(spec: Data) -> FeedForward:
+    if spec["kind"] == DenseFeedForward.kind:
+        return DenseFeedForward(**_without(spec, "kind"))
+    options = _without(spec, "kind", "shared_experts")
+    shared = spec.get("shared_experts") or 0
+    if shared and "shared_intermediate_size" in options:
         raise ValueError("shared_experts and shared_intermediate_size exclude each other: they give the same width")
-    shared = spec.shared_intermediate_size or spec.shared_experts * spec.intermediate_size
-    options = spec.model_dump(exclude={"kind", "shared_experts", "shared_intermediate_size"})
-    return MixtureOfExperts(**options, shared_intermediate_size=shared)
+    return MixtureOfExperts(**{"shared_intermediate_size": shared * spec["intermediate_size"], **options})
 
 
-def _weight(spec: schema.WeightSpec) -> Weight:
-    return Weight(name=spec.name, part=Part(spec.part), shape=tuple(spec.shape), use=Use(spec.use), count=spec.count)
+def _weights(spec: Data) -> tuple[Weight, ...]:
+    return tuple(
+        Weight(
+            name=each["name"],
+            part=Part(each.get("part", Part.OTHER)),
+            shape=tuple(each["shape"]),
+            **({"use": Use(each["use"])} if "use" in each else {}),
+            **_given(each, ("count",)),
+        )
+        for each in spec.get("other") or ()
+    )
