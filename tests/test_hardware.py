@@ -96,9 +96,11 @@ def test_slugs_are_the_file_names_and_core_numbers_are_stated():
     assert len(FILES) >= 33
     for path, gpu in zip(FILES, load_gpus(), strict=True):
         assert gpu.slug == path.stem
-        assert gpu.vendor in ("nvidia", "amd") and gpu.device_names
+        assert gpu.vendor in ("nvidia", "amd")
+        assert gpu.device_names
         assert bool(gpu.compute_capability) is (gpu.vendor == "nvidia") is not bool(gpu.gfx_arch)
-        assert gpu.peak("bf16") and set(gpu.peak_flop_per_s) <= set(COMPUTE_DTYPES)
+        assert gpu.peak("bf16")
+        assert set(gpu.peak_flop_per_s) <= set(COMPUTE_DTYPES)
 
 
 def test_no_name_leads_to_two_gpus():
@@ -360,7 +362,8 @@ def test_auto_without_a_known_gpu_names_the_fix(monkeypatch, nvml, error, messag
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     with pytest.raises(error) as raised:
         load_gpu("auto")
-    assert message in raised.value.message and hint in raised.value.hint
+    assert message in raised.value.message
+    assert hint in raised.value.hint
     assert raised.value.exit_code == (3 if error is NoDeviceError else 2)
 
 
