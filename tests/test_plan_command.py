@@ -14,8 +14,14 @@ LLAMA = ("plan", "llama-3.1-8b", "--gpu", "h100-sxm5-80gb")
 def test_mixes_side_by_side_with_what_they_copy():
     done = kvcalc(*DEEPSEEK)
     assert done.code == 0, done.err
-    for text in ("tp 8 ep 8", "dp 8 ep 8", "pp 8", "What is kept more than once", "not 8x", "roofline", "expect less"):
+    for text in ("tp 8 ep 8", "dp 8 ep 8", "pp 8", "What is kept more than once", "not 8x"):
         assert text in done.out
+
+
+def test_without_a_calibration_times_are_the_rooflines(capsys):
+    done = call(capsys, "plan", "llama-3.1-8b", "--gpu", "h20-96gb")
+    assert "roofline" in done.out
+    assert "expect less" in done.out
 
 
 def test_csv_has_a_line_for_every_mix(capsys):
@@ -66,6 +72,27 @@ def test_measured_weights_and_reserve(capsys):
     assert row["activation_bytes_per_gpu"] is None
 
 
+def test_weight_formats_by_part(capsys):
+    command = (
+        "plan",
+        "deepseek-v3",
+        "--gpu",
+        "h200-sxm-141gb",
+        "--gpus",
+        "8",
+        "--tp",
+        "8",
+        "--json",
+        "--weights-dtype",
+    )
+    sizes = {}
+    for formats in ("bf16", "fp8", "default=bf16,experts=nvfp4", "attention=fp8,experts=nvfp4"):
+        (row,) = call(capsys, *command, formats).json()["rows"]
+        sizes[formats] = row["weights_bytes_per_gpu"]
+    mixed, less = sizes["default=bf16,experts=nvfp4"], sizes["attention=fp8,experts=nvfp4"]
+    assert less < mixed < sizes["fp8"] < sizes["bf16"]
+
+
 def test_target_time_price_link_and_speculation(capsys):
     options = ("--target-tpot", "20ms", "--price", "2", "--link", "50GB/s", "--draft", "llama-3.1-8b")
     document = call(capsys, *LLAMA, *options, "--draft-tokens", "2", "--acceptance", "0.5", "--json").json()
@@ -103,6 +130,8 @@ def test_lengths_from_a_file(capsys, tmp_path):
         (("--memory-utilization", "1.5"), "memory utilization"),
         (("--engine", "vllm@9"), "not known"),
         (("--weights-dtype", "fp7"), "fp7"),
+        (("--weights-dtype", "attention=fp7"), "fp7"),
+        (("--weights-dtype", "heads=fp8"), "no part 'heads'"),
     ],
 )
 def test_what_is_refused(capsys, options, message):

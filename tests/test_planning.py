@@ -22,8 +22,10 @@ from kvcalc.planning import (
     usual_mixes,
     why_not,
 )
-from kvcalc.planning.plan import is_on_front
+from kvcalc.planning.front import is_on_front
 from kvcalc.sizing import check_parallelism
+from kvcalc.timing.calibrated import SIXTEEN_BIT, UNKNOWN, Calibration, Fit
+from kvcalc.timing.families import FAMILIES, GQA, MLA
 from kvcalc.workload import Parallelism
 
 MODELS = ("deepseek-v3", "llama-3.1-8b", "gpt-oss-120b", "qwen3-30b-a3b", "gemma-3-27b", "kimi-linear-48b-a3b")
@@ -258,3 +260,50 @@ def test_a_draft_model_costs_memory_and_time():
     assert row.memory.weights_bytes == 2 * plain.memory.weights_bytes
     assert row.tpot_s > 2.9 * plain.tpot_s
     assert row.weights_replication_factor == 1.0
+
+
+# --- calibrated times -------------------------------------------------------------------------------------------------
+
+
+def middle(family, kernel):
+    """A calibration that says what the family says of itself, so that no measured file is needed."""
+    fit = Fit(
+        kernel=kernel,
+        cache=SIXTEEN_BIT,
+        points=0,
+        values=FAMILIES[family].kernels[kernel].values,
+        held_out=(),
+        interval=UNKNOWN,
+        interval_from="as if nothing was measured",
+    )
+    return Calibration(gpu=GPU.slug, family=family, engine=None, source="its family", date="2026-11-24", fits=(fit,))
+
+
+def calibrated(name, mixes, **options):
+    model = api.load_model(name)
+    return plan(
+        model,
+        lambda mix: api.layout_for(model, parallelism=mix, gpu=GPU),
+        mixes,
+        budget=Budget(gpu=GPU, memory_utilization=0.9),
+        demand=Demand(context_tokens=16_384, **options),
+        goals=Goals(batch=8, cascade=bool(options)),
+        calibrations=(middle("flashmla", MLA), middle("fa3", GQA)),
+    )
+
+
+def test_calibrated_times_are_above_the_roofline_and_inside_their_interval():
+    for row in calibrated("deepseek-v3", [Parallelism(tp=8, ep=8), Parallelism(dp=8, ep=8)]).rows:
+        found = row.to_json()
+        low, high = found["interval_tpot_s"]
+        assert found["time_from"] == "calibration"
+        assert found["roofline_tpot_s"] < found["tpot_s"]
+        assert low < found["tpot_s"] < high
+
+
+def test_where_one_mix_is_not_calibrated_all_times_are_rooflines():
+    for name, options in (("kimi-linear-48b-a3b", {}), ("llama-3.1-8b", {"shared_prefix_tokens": 4096})):
+        (row,) = calibrated(name, [Parallelism()], **options).rows
+        assert row.time_from == "roofline"
+        assert row.interval_tpot_s is None
+        assert row.tpot_s == row.timed.roofline_s

@@ -132,6 +132,39 @@ def test_llama_cpp_before_it_dropped_the_value_cache():
     assert {item.name for item in result.items} >= {"latent", "latent again as V"}
 
 
+def test_llama_cpp_windows_have_tensors_of_their_own():
+    """gemma-3-27b at 8,192 tokens: 10 layers of full attention, 52 windows of 1,024 and a batch of 512."""
+    lines = [
+        "build: 9400 (abcdef0)\n",
+        "llama_model_loader: - kv   1: general.name str = gemma-3-27b-it\n",
+        "llama_kv_cache: size =  640.00 MiB (  8192 cells,  10 layers,  1/1 seqs), K (f16): 320.00 MiB\n",
+        "llama_kv_cache: size =  624.00 MiB (  1536 cells,  52 layers,  1/1 seqs), K (f16): 312.00 MiB\n",
+    ]
+    result = account(lines)
+    assert result.model.name == "gemma-3-27b"
+    assert result.verdict == EXPLAINED
+    sizes = {item.name: item.bytes >> 20 for item in result.items}
+    assert sizes == {"keys and values": 640, "windows": 624, "rounding": 0}
+
+
+def test_sglang_states_keys_and_values_apart():
+    line = "[2026-01-01 TP1] KV Cache is allocated. #tokens: 8191, K size: 0.50 GB, V size: 0.50 GB\n"
+    result = account([line], model="llama-3.1-8b", engine="sglang")
+    assert result.stated.pool_bytes == 1 << 30
+    assert result.verdict == EXPLAINED
+
+
+def test_settings_of_sglangs_arguments():
+    line = (
+        "server_args=ServerArgs(model_path='deepseek-ai/DeepSeek-V3', tp_size=8, dp_size=8, enable_dp_attention=True, "
+        "kv_cache_dtype='fp8_e4m3', page_size=64, mem_fraction_static=0.85)\n"
+    )
+    stated = read_log([line, "max_total_num_tokens=1000, context_len=163840\n"])
+    assert (stated.tp, stated.dp, stated.dp_attention) == (8, 8, True)
+    assert (stated.kv_dtype, stated.block_tokens, stated.memory_utilization) == ("fp8_e4m3", 64, 0.85)
+    assert (stated.tokens, stated.max_model_len) == (1000, 163_840)
+
+
 def test_older_lines_of_llama_cpp():
     stated = read_log(
         ["llama_init_from_model: KV self size  = 1728.00 MiB, K (f16):  864.00 MiB, V (f16):  864.00 MiB\n"]

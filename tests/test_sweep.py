@@ -43,10 +43,10 @@ def swept(name, *, batches=(1,), contexts=(4096,), query_tokens=(1,), mix=ONE, e
     context=st.integers(8, 300_000),
     query=st.integers(1, 4),
     mix=st.sampled_from([Parallelism(), Parallelism(tp=8), Parallelism(tp=2, dp=4, ep=8), Parallelism(pp=2)]),
-    engine=st.sampled_from(["generic", "sglang"]),
+    engine=st.sampled_from(["generic", "sglang", "vllm", "vllm@0.13"]),
 )
 def test_a_row_is_the_estimate_of_its_workload(name, batch, context, query, mix, engine):
-    if engine == "sglang" and name == "deepseek-v4-flash":
+    if name == "deepseek-v4-flash":
         engine = "generic"
     sweep = swept(name, batches=[batch], contexts=[context], query_tokens=[query], mix=mix, engine=engine)
     (row,) = sweep.rows()

@@ -109,4 +109,42 @@ def _formats() -> list[dict[str, Any]]:
 
 
 def _engines() -> list[dict[str, Any]]:
-    return [{"name": name, "what": "just what the attention keeps, in blocks"} for name in api.ENGINES]
+    from kvcalc import engines
+
+    rows = [
+        {
+            "name": engines.GENERIC,
+            "versions": "",
+            "rule": "all",
+            "since": "",
+            "what": "just what the attention keeps, in blocks",
+            "source": "",
+        }
+    ]
+    for name in engines.MODULES:
+        engine = engines.load_engine(name)
+        versions = ", ".join(first if first == last else f"{first} to {last}" for first, last in engine.covers)
+        for rule in engine.rules:
+            for known in rule.history:
+                rows.append(
+                    {
+                        "name": name,
+                        "versions": versions,
+                        "rule": rule.name,
+                        "since": known.since,
+                        "what": known.says,
+                        "source": known.source,
+                    }
+                )
+        if engine.remark:
+            rows.append(
+                {
+                    "name": name,
+                    "versions": versions,
+                    "rule": "remark",
+                    "since": "",
+                    "what": engine.remark,
+                    "source": "",
+                }
+            )
+    return rows
