@@ -1,0 +1,125 @@
+"""The accuracy report as Markdown, from the JSON of `accuracy.py`."""
+
+HEAD = (
+    "GPU | engine | kernel | cache | rows | roofline | family alone | **24 points** | shipped | transfer | covered | "
+    "half-width"
+)
+
+
+def page(result: dict) -> str:
+    """All tables, what is left out, and the targets' figures."""
+    lines = [
+        "# Accuracy of the decode attention model",
+        "",
+        f"Made by `python benchmarks/accuracy.py` on {result['date']} from {result['measurements']}. Mean absolute",
+        "error relative to the measurement, all rows / rows above 200 MB of cache, on rows that the fit has not seen;",
+        f"median of {result['seeds']} draws of {result['points']} points. Covered: share of unseen rows in the 90 %",
+        "interval; half-width: of the interval above 200 MB, median.",
+        "",
+        *_targets(result["targets"]),
+        "## Tables",
+        "",
+        f"| {HEAD} |",
+        "|" + "---|" * (HEAD.count("|") + 1),
+    ]
+    lines += [_row(row) for row in result["tables"]]
+    lines += ["", "## By cache size, 24 points, median of the draws", "", _regime_head(result), _rule(result)]
+    lines += [_regimes(row) for row in result["tables"]]
+    lines += ["", "## Every draw: all rows / above 200 MB", ""]
+    for row in result["tables"]:
+        draws = ", ".join(
+            f"{_percent(draw['mean'])}/{_percent(draw['mean_above_200_mb'])}" for draw in row["fitted_by_seed"]
+        )
+        lines.append(f"- {_name(row)}: {draws}")
+    lines += ["", "## Rows left out", ""]
+    lines += [f"- **{name}**: {text}" for name, text in result["row_rules"].items()]
+    lines += ["", "| table | left out | 24 points | with them included |", "|---|---|---|---|"]
+    for row in result["tables"]:
+        if row["with_rows_left_out"]:
+            counts = ", ".join(f"{name} {count:,}" for name, count in row["left_out"].items())
+            lines.append(f"| {_name(row)} | {counts} | {_two(row['fitted'])} | {_two(row['with_rows_left_out'])} |")
+    lines += ["", "## Tables left out", ""]
+    lines += [f"- **{name}**: {text}" for name, text in result["table_rules"].items()]
+    lines += ["", "| table | rows | rule | 24 points all the same |", "|---|---|---|---|"]
+    for row in result["tables_left_out"]:
+        fitted = row.get("refused") or (_two(row["fitted"]) if row.get("fitted") else "-")
+        lines.append(f"| {_name(row)} | {row['rows']:,} | {row['rule']} | {fitted} |")
+    for row in result["refused"]:
+        lines.append(f"| {_name(row)} | | refused by the fit | {row['why']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _targets(targets: dict) -> list[str]:
+    lines = [
+        "## Aimed at, and reached",
+        "",
+        "| tuned kernels, 24 points | tables | all rows: aim | median | worst | above 200 MB: aim | median | worst |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in targets["errors"]:
+        cells = [
+            row["group"],
+            str(row["tables"]),
+            *(_percent(row[key]) for key in ("aim", "median", "worst")),
+            *(_percent(row[f"{key}_above_200_mb"]) for key in ("aim", "median", "worst")),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| transferred, above 200 MB | tables | median | worst |", "|---|---|---|---|"]
+    for row in targets["transfer"]:
+        lines.append(
+            f"| {row['kernel']}: {row['from']} to {row['to']} | {row['tables']} | "
+            f"{_percent(row['median_above_200_mb'])} | {_percent(row['worst_above_200_mb'])} |"
+        )
+    cover = targets["coverage"]
+    lines += [
+        "",
+        f"Interval, {_percent(cover['claimed'])} claimed: {_percent(cover['pooled_rows'])} of all unseen rows,"
+        f" {_percent(cover['mean_of_tables'])} in the mean of tables ({_percent(cover['lowest'])} to"
+        f" {_percent(cover['highest'])}; {cover['tables_within_80_and_97']} of {cover['tables']} tables between 80 and"
+        f" 97 %); half-width above 200 MB {_percent(cover['median_half_width_above_200_mb'])} in the median of tables,"
+        f" {_percent(cover['tuned_median_half_width_above_200_mb'])} of the tuned kernels'.",
+        "",
+    ]
+    return lines
+
+
+def _name(row: dict) -> str:
+    return f"{row['gpu']} {row['engine']} {row['kernel_source']} {row['kernel']} {row['cache']}"
+
+
+def _row(row: dict) -> str:
+    cells = [
+        row["gpu"],
+        f"{row['engine']} ({row['kernel_source']})",
+        row["kernel"],
+        row["cache"],
+        f"{row['rows']:,}",
+        _two(row["roofline"]),
+        _two(row["family_alone"]),
+        f"**{_two(row['fitted'])}**",
+        _two(row["shipped"]) if row["shipped"] else "-",
+        _two(row["transfer"]) if row["transfer"] else "-",
+        _percent(row["interval"]["coverage"]),
+        _percent(row["interval"]["half_width_above_200_mb"]),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _regime_head(result: dict) -> str:
+    return "| table | " + " | ".join(result["tables"][0]["fitted"]["by_regime"]) + " |"
+
+
+def _rule(result: dict) -> str:
+    return "|---" * (1 + len(result["tables"][0]["fitted"]["by_regime"])) + "|"
+
+
+def _regimes(row: dict) -> str:
+    return f"| {_name(row)} | " + " | ".join(_percent(value) for value in row["fitted"]["by_regime"].values()) + " |"
+
+
+def _two(numbers: dict) -> str:
+    return f"{_percent(numbers['mean'])} / {_percent(numbers['mean_above_200_mb'])}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"

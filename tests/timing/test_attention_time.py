@@ -1,0 +1,224 @@
+"""The attention time model: what must hold of it for any parameters in their ranges, and what it costs."""
+
+import time
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvcalc.api import estimate, load_gpu
+from kvcalc.timing.attention_time import (
+    PARAMETERS,
+    AttentionCase,
+    attention_time,
+    bound,
+    machine,
+    roofline_s,
+)
+from kvcalc.timing.families import FAMILIES, MLA, default_family
+
+H100, B200 = machine(load_gpu("h100-sxm5-80gb")), machine(load_gpu("b200-sxm-180gb"))
+KERNELS = [(family.name, kind) for family in FAMILIES.values() for kind in family.kernels]
+
+
+def mla(batch: int = 8, context: int = 32_768, heads: int = 128, query: int = 1, element: int = 2) -> AttentionCase:
+    return AttentionCase(
+        batch=batch,
+        n_heads=heads,
+        n_kv_heads=1,
+        context_tokens=context,
+        query_tokens=query,
+        entry_bytes=576 * element,
+        flop_per_pair=2 * (576 + 512),
+        value_elements=512,
+        query_output_elements=576 + 512,
+        eight_bit=element == 1,
+    )
+
+
+def gqa(batch: int = 8, context: int = 8192, heads: int = 64, kv_heads: int = 8, width: int = 128) -> AttentionCase:
+    return AttentionCase(
+        batch=batch,
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        context_tokens=context,
+        query_tokens=1,
+        entry_bytes=4 * width,
+        flop_per_pair=4 * width,
+        value_elements=width,
+        query_output_elements=2 * width,
+    )
+
+
+def case_of(kind: str, **size: int) -> AttentionCase:
+    return mla(**size) if kind == MLA else gqa(**size)
+
+
+def seconds(case: AttentionCase, family: str, kind: str, device=H100, **changed: float) -> float:
+    kernel = FAMILIES[family].kernels[kind]
+    return attention_time(case, device, kernel.shape, {**kernel.values, **changed}).total_s
+
+
+@pytest.mark.parametrize(("family", "kind"), KERNELS)
+def test_every_family_has_physical_values(family: str, kind: str) -> None:
+    kernel = FAMILIES[family].kernels[kind]
+    for eight_bit in (False, True):
+        start = kernel.start(eight_bit=eight_bit)
+        assert set(start) == set(PARAMETERS) == set(kernel.spread)
+        for name, value in start.items():
+            assert PARAMETERS[name].low <= value <= PARAMETERS[name].high, name
+
+
+@pytest.mark.parametrize(("family", "kind"), KERNELS)
+@pytest.mark.parametrize("size", ["batch", "context"])
+def test_more_work_takes_longer_up_to_a_wave(family: str, kind: str, size: str) -> None:
+    """Doubling the batch or the context never makes a call faster by more than a better filled schedule explains."""
+    previous = 0.0
+    for power in range(0, 15 if size == "context" else 9):
+        now = seconds(case_of(kind, **{size: 1 << power}), family, kind)
+        assert now > 0.93 * previous
+        previous = now
+
+
+@pytest.mark.parametrize(("family", "kind"), KERNELS)
+def test_a_long_stream_takes_twice_as_long_for_twice_the_cache(family: str, kind: str) -> None:
+    one, two = (seconds(case_of(kind, batch=64, context=1 << power), family, kind) for power in (16, 17))
+    assert two / one == pytest.approx(2, rel=0.06)
+
+
+@pytest.mark.parametrize(("family", "kind"), KERNELS)
+@given(
+    batch=st.integers(1, 1024),
+    context=st.integers(1, 1 << 17),
+    heads=st.sampled_from([1, 2, 8, 16, 32, 64, 128]),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_cold_stream_is_never_faster_than_achieved_rates(family, kind, batch, context, heads) -> None:
+    """Where nothing is warm in L2, the time is at least the achieved bandwidth's and at least the launch."""
+    kv_heads = 1 if kind == MLA else heads if kind == "mha" else max(1, heads // 8)
+    case = (
+        mla(batch=batch, context=context, heads=heads)
+        if kind == MLA
+        else gqa(batch=batch, context=context, heads=heads, kv_heads=kv_heads)
+    )
+    kernel = FAMILIES[family].kernels[kind]
+    time_ = attention_time(case, H100, kernel.shape, kernel.values)
+    assert time_.total_s >= kernel.values["launch_s"]
+    assert all(getattr(time_, field.name) >= 0 for field in fields(time_) if field.name != "overlapped_s")
+    if case.cache_bytes > 4 * H100.l2_bytes:
+        achieved = kernel.values["bandwidth_fraction"] * H100.bandwidth_bytes_per_s
+        assert time_.total_s >= 0.99 * case.cache_bytes / achieved
+        assert time_.total_s > roofline_s(case, H100)
+
+
+def test_the_terms_add_up_and_are_what_they_are_called() -> None:
+    kernel = FAMILIES["flashmla"].kernels[MLA]
+    small = attention_time(mla(batch=1, context=64), H100, kernel.shape, kernel.values)
+    assert small.combine_s == 0
+    assert small.cold_s == 0
+    assert small.total_s == pytest.approx(
+        small.launch_s + small.queries_s + small.items_s + small.tiles_s + small.overlapped_s
+    )
+    assert bound(small) == "latency"
+    large = attention_time(mla(batch=64, context=131_072, heads=16), H100, kernel.shape, kernel.values)
+    assert large.cold_s == kernel.values["cold_s"]
+    assert bound(large) == "memory"
+    many_heads = attention_time(mla(batch=64, context=131_072, heads=128), H100, kernel.shape, kernel.values)
+    assert bound(many_heads) == "compute"
+    alone = attention_time(mla(batch=1, context=131_072), H100, kernel.shape, kernel.values)
+    assert alone.combine_s > 0
+
+
+def test_heads_are_padded_to_whole_tiles() -> None:
+    """16 heads multiply as many rows as 64; on a small-tile kernel, 32 heads read the cache twice through L2."""
+    sixteen, sixty_four = (seconds(mla(batch=128, heads=heads), "flashmla", MLA, combine_s=0) for heads in (16, 64))
+    assert sixty_four / sixteen < 1.03
+    small, doubled = (seconds(mla(batch=128, heads=heads), "trtllm-gen", MLA, B200) for heads in (16, 32))
+    assert 1.3 < doubled / small < 1.7
+
+
+def test_warm_l2_is_faster_and_ends_with_its_size() -> None:
+    resident, cold = (
+        seconds(mla(batch=4, heads=16, context=context), "trtllm-gen", MLA, B200) for context in (16_384, 32_768)
+    )
+    assert cold > 1.7 * resident
+    dry = replace(B200, l2_bytes=1.0)
+    assert seconds(mla(batch=4, heads=16, context=16_384), "trtllm-gen", MLA, dry) > 1.2 * resident
+
+
+def test_query_tokens_multiply_rows_not_reads() -> None:
+    one, four = (seconds(mla(batch=64, heads=16, query=query), "flashmla", MLA) for query in (1, 4))
+    assert 1 < four / one < 1.15
+    assert seconds(mla(batch=64, heads=128, query=4), "flashmla", MLA) > 2.5 * one
+
+
+def test_a_prediction_costs_little() -> None:
+    case, kernel = mla(), FAMILIES["flashmla"].kernels[MLA]
+    best = min(_cost(case, kernel) for _ in range(5))
+    assert best < 100e-6  # 12 us on an idle core; the bound allows for a busy machine
+
+
+def _cost(case, kernel) -> float:
+    started = time.process_time()
+    for _ in range(300):
+        attention_time(case, H100, kernel.shape, kernel.values)
+    return (time.process_time() - started) / 300
+
+
+def test_scalar_equals_numpy_on_random_rows() -> None:
+    np = pytest.importorskip("numpy")
+    from kvcalc.timing.calibration.arrays import NUMPY
+
+    random = np.random.default_rng(0)
+    for family, kind in KERNELS:
+        kernel = FAMILIES[family].kernels[kind]
+        cases = [
+            case_of(kind, batch=int(batch), context=int(context), heads=int(heads))
+            for batch, context, heads in zip(
+                random.integers(1, 1024, 60),
+                2 ** random.uniform(0, 17, 60),
+                random.choice([8, 16, 24, 40, 64, 128], 60),
+                strict=True,
+            )
+        ]
+        arrays = AttentionCase(
+            **{field.name: np.array([getattr(case, field.name) for case in cases]) for field in fields(AttentionCase)}
+        )
+        together = attention_time(arrays, H100, kernel.shape, kernel.values, NUMPY).total_s
+        alone = [attention_time(case, H100, kernel.shape, kernel.values).total_s for case in cases]
+        np.testing.assert_allclose(together, alone, rtol=1e-12)
+
+
+def test_defaults_name_families_that_have_the_kernel() -> None:
+    for architecture in ("Hopper", "Blackwell", "Blackwell Ultra", "Ampere", "CDNA3"):
+        assert MLA in FAMILIES[default_family(architecture, MLA)].kernels
+        assert "gqa" in FAMILIES[default_family(architecture, "gqa")].kernels
+
+
+@pytest.mark.parametrize("model", ["deepseek-v3", "llama-3.1-8b", "deepseek-v3.2", "gpt-oss-120b"])
+def test_a_step_on_a_calibrated_gpu_has_an_expected_time(model: str) -> None:
+    result = estimate(model, gpu="h200-sxm-141gb", tp=8, batch=16, context_tokens=16_384)
+    time_ = result.to_json()["decode"]["time"]
+    low, high = time_["interval_s"]
+    assert time_["roofline_s"] < time_["expected_s"] < 20 * time_["roofline_s"]
+    assert low < time_["expected_s"] < high
+    assert sum(term["expected_s"] for term in time_["expected_terms"]) == pytest.approx(time_["expected_s"])
+
+
+def test_a_step_without_a_calibration_says_why() -> None:
+    time_ = estimate("llama-3.1-8b", gpu="mi300x").to_json()["decode"]["time"]
+    assert time_["expected_s"] is None
+    assert time_["interval_s"] is None
+    assert "no calibration of mi300x" in time_["expected_note"]
+    recurrent = estimate("qwen3-next-80b-a3b", gpu="h100-sxm5-80gb").to_json()["decode"]["time"]
+    assert recurrent["expected_s"] is None
+    assert "is modelled" in recurrent["expected_note"]
+
+
+def test_aggregated_serving_adds_other_prefills() -> None:
+    sizes = {"gpu": "h100-sxm5-80gb", "batch": 64, "context_tokens": 2048}
+    alone = estimate("llama-3.1-8b", **sizes).predictions["decode"]
+    among = estimate("llama-3.1-8b", **sizes, output_tokens=256).predictions["decode"]
+    assert among.expected_s > 1.2 * alone.expected_s
+    assert [part.name for part in among.parts][-1] == "other prefills"
