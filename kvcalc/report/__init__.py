@@ -1,1 +1,1 @@
-"""Results as text, tables, JSON, CSV and Markdown: one neutral page, one renderer a file."""
+"""Results as text, tables, JSON, CSV, Markdown, JUnit XML, GitHub, HTML, SVG and PNG: one renderer a file."""
