@@ -10,6 +10,7 @@ Fraction(70272, 1)
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from kvcalc import engines
 from kvcalc.architecture.layout import GenericLayout, Layout, precision_for
@@ -19,9 +20,9 @@ from kvcalc.hardware import Gpu
 from kvcalc.names import nearest
 from kvcalc.results import Comparison, ComparisonRow, Estimate
 from kvcalc.sizing import cache_size, fit
+from kvcalc.timing.calibrated import Calibration
 from kvcalc.timing.roofline import roofline
 from kvcalc.timing.step import DECODE, PREFILL, Step
-from kvcalc.what_if import alternatives
 from kvcalc.workload import Parallelism, Workload
 
 DEFAULT_CONTEXT_TOKENS = 32_768
@@ -51,6 +52,23 @@ def load_gpu(name: str | Gpu) -> Gpu:
     return load(name)
 
 
+def load_calibrations(gpu: Gpu, path: str | Path | None = None) -> Sequence[Calibration]:
+    """A calibration file, which must be of this GPU, or those of the GPU that come with kvcalc.
+
+    Raises UsageError or SpecError for a file that can't be used.
+    """
+    from kvcalc.timing.calibration.store import load, packaged
+
+    if path is None:
+        return packaged(gpu.slug)
+    own = load(Path(path))
+    if own.gpu != gpu.slug:
+        raise UsageError(
+            f"'{path}' calibrates {own.gpu}, not {gpu.slug}", hint=f"add --gpu {own.gpu}, or calibrate {gpu.slug}"
+        )
+    return (own,)
+
+
 def layout_for(
     model: Model,
     *,
@@ -59,7 +77,7 @@ def layout_for(
     kv_dtype: str | None = None,
     index_dtype: str | None = None,
     state_dtype: str | None = None,
-    parallelism: Parallelism = Parallelism(),
+    parallelism: Parallelism | None = None,
     gpu: Gpu | None = None,
     prefix_caching: bool | None = None,
     max_batched_tokens: int | None = None,
@@ -74,9 +92,11 @@ def layout_for(
     precision = precision_for(model.native_formats, kv_dtype=kv_dtype, index_dtype=index_dtype, state_dtype=state_dtype)
     if engines.split_name(engine)[0] == engines.GENERIC:
         return GenericLayout(precision=precision, block_tokens=block_tokens or DEFAULT_BLOCK_TOKENS)
-    request = engines.Request(
+    from kvcalc.engines.base import Request
+
+    request = Request(
         model=model,
-        parallelism=parallelism,
+        parallelism=parallelism or Parallelism(),
         precision=precision,
         kv_dtype=kv_dtype,
         index_dtype=index_dtype,
@@ -125,6 +145,8 @@ def estimate(
     memory_utilization: float | None = None,
     prefix_caching: bool | None = None,
     max_batched_tokens: int | None = None,
+    calibration: str | Path | None = None,
+    output_tokens: int | None = None,
 ) -> Estimate:
     """Bytes, FLOPs and, with a GPU, times of a model under a workload.
 
@@ -136,6 +158,8 @@ def estimate(
     memory_utilization  share of the memory that the driver reports which weights and cache may take; None for the
                         engine's default
     prefix_caching, max_batched_tokens  settings of the engine that its allocation goes by; None for its defaults
+    calibration         a file of `kvcalc calibrate` for the GPU; None for those that come with kvcalc
+    output_tokens       aggregated serving: requests of so many tokens come and go, and their prompts run among decodes
 
     Raises UsageError or SpecError, each saying what is wrong and what to write instead.
     """
@@ -179,11 +203,13 @@ def estimate(
         steps=steps,
         gpu=found,
         memory_utilization=memory_utilization,
+        output_tokens=output_tokens,
     )
     if found is None:
         return result
     return replace(
         result,
+        calibrations=load_calibrations(found, calibration),
         rooflines={
             phase: roofline(replace(step, parallelism=parallelism).terms(), found) for phase, step in steps.items()
         },
@@ -213,6 +239,8 @@ def compare(
     if what_if is not None:
         if len(loaded) != 1:
             raise UsageError("--what-if replaces the attention of one model; several are named")
+        from kvcalc.what_if import alternatives
+
         loaded += alternatives(loaded[0], what_if)
     if context_tokens is None:
         context_tokens = min(default_context(model) for model in loaded)

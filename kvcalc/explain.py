@@ -231,4 +231,14 @@ def _times(estimate: Estimate) -> list[Explanation]:
             source=f"{gpu.slug}: {gpu.citation('memory_bandwidth_bytes_per_s')}",
         )
         for timed in bound.terms
+    ] + [
+        Explanation(
+            name=f"decode.expected: {part.name}{f', {part.detail}' if part.detail else ''}",
+            formula=part.symbols,
+            substituted=f"{part.formula} = {seconds(part.seconds)}",
+            value=part.seconds,
+            unit="s",
+            source=part.source,
+        )
+        for part in estimate.predictions[DECODE].parts
     ]

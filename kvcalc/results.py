@@ -1,7 +1,7 @@
 """The results of estimate and compare: plain objects, and the JSON that is made of them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -12,8 +12,10 @@ from kvcalc.architecture.layout import Layout
 from kvcalc.architecture.model import Model
 from kvcalc.hardware import Gpu
 from kvcalc.sizing import CacheSize, MemoryFit, attention_counts
+from kvcalc.timing.calibrated import Calibration
 from kvcalc.timing.roofline import Roofline
 from kvcalc.timing.step import DECODE, PREFILL, Step, Term, total
+from kvcalc.timing.step_time import StepTime, step_time
 from kvcalc.units import exact
 from kvcalc.workload import Parallelism, Workload
 
@@ -36,6 +38,33 @@ class Estimate:
     memory_utilization: float
     rooflines: Mapping[str, Roofline] = field(default_factory=dict)
     memory: MemoryFit | None = None
+    calibrations: Sequence[Calibration] = ()
+    output_tokens: int | None = None
+
+    @cached_property
+    def predictions(self) -> Mapping[str, StepTime]:
+        """The expected time of each phase's step on one rank; with `output_tokens`, decode among others' prefills."""
+        if self.gpu is None:
+            return {}
+        steps = {phase: replace(step, parallelism=self.parallelism) for phase, step in self.steps.items()}
+        terms = {phase: tuple(timed.term for timed in bound.terms) for phase, bound in self.rooflines.items()}
+        prompt = None
+        if self.output_tokens is not None:
+            prompt_tokens = max(1, self.workload.context_tokens - self.output_tokens // 2)
+            one = replace(self.workload, batch=1, context_tokens=prompt_tokens, query_tokens=1)
+            single = replace(steps[PREFILL], workload=one)
+            prompt = step_time(single, single.terms(), self.gpu, self.calibrations)
+        return {
+            PREFILL: step_time(steps[PREFILL], terms[PREFILL], self.gpu, self.calibrations),
+            DECODE: step_time(
+                steps[DECODE],
+                terms[DECODE],
+                self.gpu,
+                self.calibrations,
+                prefill=prompt,
+                output_tokens=self.output_tokens,
+            ),
+        }
 
     @cached_property
     def terms(self) -> Mapping[str, tuple[Term, ...]]:
@@ -221,10 +250,22 @@ class Estimate:
         bound = self.rooflines.get(phase)
         if bound is None:
             return None
+        expected = self.predictions[phase]
+        interval = expected.interval_s
         return {
             "roofline_s": bound.roofline_s,
-            "expected_s": None,  # needs a calibration
-            "interval_s": None,
+            "expected_s": expected.expected_s,
+            "interval_s": None if interval is None else list(interval),
+            "expected_note": expected.unknown or "",
+            "expected_terms": [
+                {
+                    "name": part.name,
+                    "detail": part.detail,
+                    "expected_s": part.seconds,
+                    "interval_s": [part.seconds * part.low, part.seconds * part.high],
+                }
+                for part in expected.parts
+            ],
             "bound": bound.bound,
             "terms": [
                 {

@@ -252,7 +252,14 @@ def weight_elements_on_rank(weight: Weight, parallelism: Parallelism) -> int:
 def weights_bytes_per_gpu(
     model: Model, parallelism: Parallelism, *, weights_dtype: str | None = None, mtp: bool = False
 ) -> int:
-    """Weights on the GPU that holds most. The first stage has the embedding, the last one the head."""
+    """Weights on the GPU that holds most."""
+    return max(stage_weights_bytes(model, parallelism, weights_dtype=weights_dtype, mtp=mtp))
+
+
+def stage_weights_bytes(
+    model: Model, parallelism: Parallelism, *, weights_dtype: str | None = None, mtp: bool = False
+) -> list[int]:
+    """Weights on a GPU of each pipeline stage. The first stage has the embedding, the last one the head."""
 
     def size(weights: tuple[Weight, ...]) -> int:
         return sum(
@@ -267,7 +274,7 @@ def weights_bytes_per_gpu(
     sizes[0] += size(model.embedding_weights)
     tied_elsewhere = model.tied_embeddings and parallelism.pp > 1  # the last stage needs its own copy
     sizes[-1] += size(model.head_weights if tied_elsewhere else model.own_head_weights) + size(model.other_weights)
-    return max(sizes)
+    return sizes
 
 
 # --- fitting ----------------------------------------------------------------------------------------------------------
@@ -314,11 +321,11 @@ def fit(
         cache_bytes_per_gpu=cache,
         fits=weights + cache <= usable_bytes,
         max_batch=max(0, min(sequences, default=0)) * parallelism.dp,
-        max_context_tokens=_largest(model.max_context_tokens, lambda tokens: cache_bytes(tokens) <= free),
+        max_context_tokens=largest(model.max_context_tokens, lambda tokens: cache_bytes(tokens) <= free),
     )
 
 
-def _largest(limit: int, fits: Callable[[int], bool]) -> int:
+def largest(limit: int, fits: Callable[[int], bool]) -> int:
     """The largest number up to `limit` for which a monotone predicate holds; 0 where it never does."""
     if fits(limit):
         return limit

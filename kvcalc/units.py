@@ -54,6 +54,52 @@ def _range(text: str, name: str) -> list[int]:
     return values
 
 
+_BYTE_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_BYTE_UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_SECOND_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+
+
+def parse_bytes(text: str, *, name: str = "size") -> int:
+    """A number of bytes: `6GiB`, `512MiB`, `688.6GB`, `1000`. Raises UsageError for anything else."""
+    number, unit = _split_unit(text)
+    value = _positive(number, zero=True)
+    if value is None or unit not in _BYTE_UNITS:
+        raise UsageError(f"{name} '{text}' is not a number of bytes", hint="write 6GiB, 512MiB or 688.6GB")
+    return round(value * _BYTE_UNITS[unit])
+
+
+def parse_rate(text: str, *, name: str = "rate") -> float:
+    """Bytes a second: `50GB/s`, `450GB`. Raises UsageError for anything else."""
+    number, unit = _split_unit(text.strip().lower().removesuffix("/s"))
+    value = _positive(number)
+    if value is None or unit not in _BYTE_UNITS or not unit:
+        raise UsageError(f"{name} '{text}' is not a rate", hint="write 50GB/s")
+    return float(value * _BYTE_UNITS[unit])
+
+
+def parse_seconds(text: str, *, name: str = "time") -> float:
+    """Seconds: `50ms`, `0.05s`, `800us`. Raises UsageError for anything else."""
+    number, unit = _split_unit(text)
+    value = _positive(number)
+    if value is None or unit not in _SECOND_UNITS:
+        raise UsageError(f"{name} '{text}' is not a time", hint="write 50ms")
+    return float(value) * _SECOND_UNITS[unit]
+
+
+def _split_unit(text: str) -> tuple[str, str]:
+    lowered = text.strip().lower().replace(" ", "").replace("_", "")
+    digits = len(lowered) - len(lowered.lstrip("0123456789."))
+    return lowered[:digits], lowered[digits:]
+
+
+def _positive(text: str, *, zero: bool = False) -> Fraction | None:
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return value if value > 0 or (zero and value == 0) else None
+
+
 def exact(value: Fraction | int) -> int | float:
     """An integer where whole, else the decimal. Cache growth has powers of two as denominators, so that is exact."""
     fraction = Fraction(value)

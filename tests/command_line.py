@@ -12,7 +12,7 @@ import pytest
 
 from kvcalc import cli
 
-ROOT = Path(cli.__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ CORE = ("units", "errors", "names", "workload", "hardware", "architecture", "siz
 """Rooms of the pure core; timing is one too, its calibration aside."""
 HEAVY = {"torch", "triton", "numpy", "rich", "typer", "click", "pydantic", "yaml"}
 HOMES = {
-    "typer": {"cli", "cli_options"},
+    "typer": {"cli"},
     "click": {"cli"},
     "rich": {"report"},
     "pydantic": {"specs"},

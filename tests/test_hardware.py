@@ -287,7 +287,7 @@ def test_a_file_of_ones_own(tmp_path):
 
 
 def test_a_file_that_is_not_there():
-    with pytest.raises(UsageError, match="no-such-gpu.yaml"):
+    with pytest.raises(UsageError, match=r"no-such-gpu\.yaml"):
         load_gpu("./no-such-gpu.yaml")
 
 

@@ -7,7 +7,7 @@ import typer
 
 
 def _names(folder: str) -> list[str]:
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     here = package / folder if (package / folder).is_dir() else package.parent / folder
     return sorted(path.stem for path in here.glob("*.yaml"))
 

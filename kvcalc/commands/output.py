@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -93,6 +92,8 @@ def write_file(path: Path, text: str) -> None:
 
     Raises UsageError where that can't be done.
     """
+    import tempfile
+
     temporary: str | None = None
     try:
         path = path.resolve()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvcalc import api
 from kvcalc.commands.output import choose_format, emit, warn
+from kvcalc.commands.predict import require_numpy
 from kvcalc.commands.progress import Progress
 from kvcalc.profiling.requirements import need_torch
 from kvcalc.report.page import Block, Facts, Lines, Page, Table
@@ -54,6 +55,7 @@ def run(
     format: str | None,
     json: bool,
     output: Path | None,
+    save_calibration: Path | None = None,
 ) -> int:
     """Measure and print; the exit code is 1 where a kernel was wrong or died, 3 where nothing could be measured."""
     model = api.load_model(spec)
@@ -66,6 +68,8 @@ def run(
 
     if plot is not None:
         picture.check_plot(plot)
+    if save_calibration is not None:
+        require_numpy(fitting=True)
     request = Request(
         phase=phase,
         batches=None if batch is None else tuple(parse_list(batch, name="batch")),
@@ -111,6 +115,12 @@ def run(
         show(results, None)
     if plot is not None and results.timed:
         picture.draw(results, plot)
+    if save_calibration is not None:
+        from datetime import date
+
+        from kvcalc.commands.save_calibration import save_calibration as save_fit
+
+        save_fit(results, save_calibration, date=date.today().isoformat())
     return exit_code(results)
 
 
