@@ -6,6 +6,7 @@
 Needs the extras `[predict,validate]`. For each table (GPU, engine, kernel, width of cache elements):
 
     roofline    max(bytes / stated bandwidth, FLOPs / stated peak)
+    anchor      what aiconfigurator states for lack of a table: 0.8 of the bandwidth and 3 us
     family      the kernel family's middle values, no measurement of this GPU
     fitted      24 points drawn by strata of cache size, ten draws; the error is on all other rows, the median of ten
     shipped     the packaged calibration of the GPU and family: its own table's unseen rows, or another engine's all
@@ -46,6 +47,8 @@ from kvcalc.timing.families import FAMILIES
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 10
+ANCHOR_BANDWIDTH, ANCHOR_LATENCY_S = 0.8, 3e-6
+"""mem_bw_empirical_scaling_factor and mem_empirical_constant_latency of aiconfigurator-core's systems/*.yaml."""
 LARGE_BYTES = 200e6
 SHIPPED = {
     "flashmla": ("trtllm 1.3.0rc20",),
@@ -191,6 +194,7 @@ def report(judged: Judged, everything: list[Judged]) -> dict:
         "rows": len(table.seconds),
         "left_out": table.left_out,
         "roofline": summary(bound, sizes),
+        "anchor_constants": summary(anchor_errors(table), sizes),
         "family_alone": summary(judged.log_errors(start), sizes),
         "fitted": middle(seeds),
         "fitted_by_seed": [{"mean": row["mean"], "mean_above_200_mb": row["mean_above_200_mb"]} for row in seeds],
@@ -200,6 +204,18 @@ def report(judged: Judged, everything: list[Judged]) -> dict:
         "with_rows_left_out": with_left_out(judged),
     }
     return found
+
+
+def anchor_errors(table: MeasuredTable) -> np.ndarray:
+    """Log errors of the constants that aiconfigurator's system files state for what it has no table of.
+
+    bytes / (0.8 bandwidth) + 3 us, or FLOPs / peak where that is more. Its no-table mode itself is not called: it is
+    compiled, takes its utilisations from the same tables, and has no entry for a single attention call.
+    """
+    device, case = machine(table.gpu), table.case
+    moved = (case.cache_bytes + case.query_output_bytes) / (ANCHOR_BANDWIDTH * device.bandwidth_bytes_per_s)
+    bound = np.maximum(moved + ANCHOR_LATENCY_S, case.flop / device.matrix_flop_per_s)
+    return np.log(table.seconds) - np.log(bound)
 
 
 def describe(table: MeasuredTable) -> dict:

@@ -1,8 +1,8 @@
 """The accuracy report as Markdown, from the JSON of `accuracy.py`."""
 
 HEAD = (
-    "GPU | engine | kernel | cache | rows | roofline | family alone | **24 points** | shipped | transfer | covered | "
-    "half-width"
+    "GPU | engine | kernel | cache | rows | roofline | anchor constants | family alone | **24 points** | shipped | "
+    "transfer | covered | half-width"
 )
 
 
@@ -95,6 +95,7 @@ def _row(row: dict) -> str:
         row["cache"],
         f"{row['rows']:,}",
         _two(row["roofline"]),
+        _two(row["anchor_constants"]),
         _two(row["family_alone"]),
         f"**{_two(row['fitted'])}**",
         _two(row["shipped"]) if row["shipped"] else "-",

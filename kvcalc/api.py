@@ -11,6 +11,7 @@ Fraction(70272, 1)
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvcalc import engines
 from kvcalc.architecture.layout import GenericLayout, Layout, precision_for
@@ -20,10 +21,12 @@ from kvcalc.hardware import Gpu
 from kvcalc.names import nearest
 from kvcalc.results import Comparison, ComparisonRow, Estimate
 from kvcalc.sizing import cache_size, fit
-from kvcalc.timing.calibrated import Calibration
 from kvcalc.timing.roofline import roofline
 from kvcalc.timing.step import DECODE, PREFILL, Step
 from kvcalc.workload import Parallelism, Workload
+
+if TYPE_CHECKING:
+    from kvcalc.timing.calibrated import Calibration
 
 DEFAULT_CONTEXT_TOKENS = 32_768
 DEFAULT_BLOCK_TOKENS = 16
@@ -52,7 +55,7 @@ def load_gpu(name: str | Gpu) -> Gpu:
     return load(name)
 
 
-def load_calibrations(gpu: Gpu, path: str | Path | None = None) -> Sequence[Calibration]:
+def load_calibrations(gpu: Gpu, path: str | Path | None = None) -> "Sequence[Calibration]":
     """A calibration file, which must be of this GPU, or those of the GPU that come with kvcalc.
 
     Raises UsageError or SpecError for a file that can't be used.

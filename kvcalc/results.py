@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvcalc.architecture import attention as kinds
 from kvcalc.architecture.attention import Attention, Form
@@ -12,12 +12,14 @@ from kvcalc.architecture.layout import Layout
 from kvcalc.architecture.model import Model
 from kvcalc.hardware import Gpu
 from kvcalc.sizing import CacheSize, MemoryFit, attention_counts
-from kvcalc.timing.calibrated import Calibration
 from kvcalc.timing.roofline import Roofline
 from kvcalc.timing.step import DECODE, PREFILL, Step, Term, total
-from kvcalc.timing.step_time import StepTime, step_time
 from kvcalc.units import exact
 from kvcalc.workload import Parallelism, Workload
+
+if TYPE_CHECKING:
+    from kvcalc.timing.calibrated import Calibration
+    from kvcalc.timing.step_time import StepTime
 
 Json = dict[str, Any]
 
@@ -38,14 +40,16 @@ class Estimate:
     memory_utilization: float
     rooflines: Mapping[str, Roofline] = field(default_factory=dict)
     memory: MemoryFit | None = None
-    calibrations: Sequence[Calibration] = ()
+    calibrations: "Sequence[Calibration]" = ()
     output_tokens: int | None = None
 
     @cached_property
-    def predictions(self) -> Mapping[str, StepTime]:
+    def predictions(self) -> "Mapping[str, StepTime]":
         """The expected time of each phase's step on one rank; with `output_tokens`, decode among others' prefills."""
         if self.gpu is None:
             return {}
+        from kvcalc.timing.step_time import step_time
+
         steps = {phase: replace(step, parallelism=self.parallelism) for phase, step in self.steps.items()}
         terms = {phase: tuple(timed.term for timed in bound.terms) for phase, bound in self.rooflines.items()}
         prompt = None

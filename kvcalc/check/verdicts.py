@@ -90,6 +90,7 @@ class Check:
                 "max_regression": dict(self.settings.max_regression),
                 "strict": self.settings.strict,
                 "allow_different_gpu": self.settings.allow_different_gpu,
+                "locked": self.settings.locked,
             },
             "rows": [finding.to_json() for finding in self.findings],
         }
@@ -165,7 +166,7 @@ def _exact_verdict(metric: str, one: Value | None, other: Value | None, settings
         return IMPROVED, ""
     allowed = settings.allowed(metric)
     if one and abs(other - one) / abs(one) <= allowed:
-        return WITHIN_NOISE, f"within the allowed {allowed:.3%}"
+        return WITHIN_NOISE, f"within the allowed {allowed * 100:g}%"
     return REGRESSED, ""
 
 

@@ -67,7 +67,7 @@ def _show(error: KvcalcError) -> None:
 
 def main() -> None:
     """The entry point of the `kvcalc` script."""
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for some takes an eighth of an estimate
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # none is wanted, and looking for some takes time
     try:
         app()
     except SystemExit as stop:

@@ -12,11 +12,11 @@ def page(result: Check, *, baseline: str, current: str) -> Page:
     times = [finding for finding in result.findings if finding.measured]
     others = [finding for finding in result.findings if not finding.measured and finding.verdict != SAME]
     same = sum(not finding.measured and finding.verdict == SAME for finding in result.findings)
-    limits = ", ".join(f"{name} {share:.3%}" for name, share in result.settings.max_regression.items())
+    limits = ", ".join(f"{name} {share * 100:g}%" for name, share in result.settings.max_regression.items())
     rows = [("baseline", baseline, ""), ("current", current, "")]
     if times:
         evidence = f"with at most {result.settings.alpha:.1%} false alarms a run"
-        rows.append(("threshold", f"{result.settings.threshold:.3%}", evidence))
+        rows.append(("threshold", f"{result.settings.threshold * 100:g}%", evidence))
     if limits:
         rows.append(("allowed", limits, ""))
     blocks: list[Block] = [Facts(title="", rows=rows)]

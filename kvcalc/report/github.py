@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvcalc.errors import printable
-from kvcalc.report.junit import message_of
+from kvcalc.report.junit import failures, message_of
 from kvcalc.report.markdown import escape
 
 SUMMARY_BYTES = 1_000_000
@@ -21,8 +21,7 @@ _COLUMNS = ("verdict", "row", "metric", "baseline", "current", "ratio", "% of ce
 
 def annotations(data: Mapping[str, Any]) -> str:
     """Workflow commands for the worst rows of a `kvcalc.check/1` result, and the verdict as the last line."""
-    strict = data["settings"]["strict"]
-    errors = ("regressed", "not comparable", *(("gone",) if strict else ()))
+    errors = (*failures(data), "not comparable")
     warnings = ("gone",)
     lines: list[str] = []
     for level, verdicts in (("error", errors), ("warning", [each for each in warnings if each not in errors])):
@@ -31,6 +30,8 @@ def annotations(data: Mapping[str, Any]) -> str:
         rest = len(found) - (MOST_ANNOTATIONS - 1)
         if rest > 0:
             lines.append(_command(level, "kvcalc check", f"and {rest:,} more; the job summary has them"))
+    if data["exit_code"] and not any(line.startswith("::error") for line in lines):
+        lines.insert(0, _command("error", "kvcalc check", str(data["sentence"])))
     lines.append(plain(str(data["sentence"])))
     return "\n".join(lines) + "\n"
 

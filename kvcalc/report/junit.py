@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree
 
-_FAILED, _ERROR = ("regressed",), ("not comparable",)
+_ERROR = ("not comparable",)
 _PASSED = ("improved", "same", "within noise")
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -18,8 +18,8 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def render(data: Mapping[str, Any], *, timestamp: str) -> str:
     """A `kvcalc.check/1` result as XML; timestamp is of the form 2026-01-31T12:00:00."""
     rows = data["rows"]
-    strict = bool(data["settings"]["strict"])
-    kinds = [_kind(row["verdict"], strict) for row in rows]
+    failed = failures(data)
+    kinds = [_kind(row["verdict"], failed) for row in rows]
     root = ElementTree.Element("testsuites")
     suite = ElementTree.SubElement(
         root,
@@ -48,8 +48,16 @@ def render(data: Mapping[str, Any], *, timestamp: str) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _kind(verdict: str | None, strict: bool) -> str:
-    if verdict in _FAILED or (strict and verdict == "gone"):
+def failures(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """The verdicts that make a check fail: with --strict what is gone, in a lock also what it does not know yet."""
+    settings = data["settings"]
+    if not settings["strict"]:
+        return ("regressed",)
+    return ("regressed", "gone", "new") if settings["locked"] else ("regressed", "gone")
+
+
+def _kind(verdict: str | None, failed: tuple[str, ...]) -> str:
+    if verdict in failed:
         return "failure"
     if verdict in _ERROR:
         return "error"

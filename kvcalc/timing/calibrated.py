@@ -134,7 +134,7 @@ def choose(
     family        by default the one that tuned engines run on the GPU, or the only one that is calibrated
     """
     families = {calibration.family for calibration in calibrations}
-    name = family or default_family(gpu.architecture, attention)
+    name = family or default_family(gpu, attention)
     if family is None and name not in families and len(families) == 1:
         name = next(iter(families))
     found = find_family(name)

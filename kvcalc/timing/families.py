@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kvcalc.errors import UsageError
+from kvcalc.hardware import Gpu
 from kvcalc.names import nearest
 from kvcalc.timing.attention_time import PARAMETERS, KernelShape
 
@@ -394,10 +395,11 @@ def find_family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def default_family(architecture: str, attention: str) -> str:
-    """The family that the tuned engines run on an architecture: where a user names none."""
-    if architecture in ("Blackwell", "Blackwell Ultra"):
+def default_family(gpu: Gpu, attention: str) -> str:
+    """The family that the tuned engines run on a GPU: where a user names none."""
+    workstation = (gpu.compute_capability or "").startswith("12.")
+    if gpu.architecture in ("Blackwell", "Blackwell Ultra") and not workstation:
         return "trtllm-gen"
-    if architecture == "Hopper":
+    if gpu.architecture == "Hopper":
         return "flashmla" if attention == MLA else "fa3"
     return "triton" if attention == MLA else "flashinfer"

@@ -137,6 +137,18 @@ def test_annotations_parse_and_come_back_as_they_were():
     assert "\r" not in "".join(lines)
 
 
+def test_a_check_that_fails_has_an_error_among_its_annotations():
+    """Nothing in common is exit code 3, and in a strict lock a new row is exit code 1."""
+    one, other = (Row(key={"name": name}, metrics={"bytes": 1}) for name in "ab")
+    first = github.annotations(compare([one], [other], Settings()).to_json()).splitlines()[0]
+    assert parsed(first)["level"] == "error"
+    assert "no row stands on both sides" in parsed(first)["message"]
+    locked = compare([one], [one, other], Settings(strict=True, locked=True)).to_json()
+    assert locked["exit_code"] == 1
+    assert parsed(github.annotations(locked).splitlines()[0])["title"] == "new: b"
+    assert 'failures="1"' in junit.render(locked, timestamp=STAMP)
+
+
 def test_annotations_are_as_many_as_github_shows():
     lines = github.annotations(result([f"m{index}" for index in range(200)])).splitlines()
     levels = [parsed(line)["level"] for line in lines[:-1]]

@@ -190,10 +190,22 @@ def test_scalar_equals_numpy_on_random_rows() -> None:
         np.testing.assert_allclose(together, alone, rtol=1e-12)
 
 
-def test_defaults_name_families_that_have_the_kernel() -> None:
-    for architecture in ("Hopper", "Blackwell", "Blackwell Ultra", "Ampere", "CDNA3"):
-        assert MLA in FAMILIES[default_family(architecture, MLA)].kernels
-        assert "gqa" in FAMILIES[default_family(architecture, "gqa")].kernels
+@pytest.mark.parametrize(
+    ("slug", "latent", "grouped"),
+    [
+        ("h100-sxm5-80gb", "flashmla", "fa3"),
+        ("b200-sxm-180gb", "trtllm-gen", "trtllm-gen"),
+        ("gb300-279gb", "trtllm-gen", "trtllm-gen"),
+        ("rtx-pro-6000-blackwell-server", "triton", "flashinfer"),
+        ("a100-sxm4-80gb", "triton", "flashinfer"),
+        ("mi300x", "triton", "flashinfer"),
+    ],
+)
+def test_defaults_name_families_that_have_the_kernel(slug: str, latent: str, grouped: str) -> None:
+    gpu = load_gpu(slug)
+    assert (default_family(gpu, MLA), default_family(gpu, "gqa")) == (latent, grouped)
+    assert MLA in FAMILIES[latent].kernels
+    assert "gqa" in FAMILIES[grouped].kernels
 
 
 @pytest.mark.parametrize("model", ["deepseek-v3", "llama-3.1-8b", "deepseek-v3.2", "gpt-oss-120b"])
