@@ -29,6 +29,22 @@ from kvcalc.specs.reader import Document, PathInDocument
 
 MAX_LAYERS = 10_000
 
+_MODEL_KEYS = (
+    "name",
+    "title",
+    "hidden_size",
+    "vocab_size",
+    "tied_embeddings",
+    "max_context_tokens",
+    "norm",
+    "final_norm",
+    "embedding_size",
+    "position_rows",
+    "head_bias",
+    "weight_formats",
+)
+"""Keys that are fields of the model as they stand."""
+
 Data = Mapping[str, Any]
 Built = TypeVar("Built")
 
@@ -77,10 +93,8 @@ class _Builder:
             self.problems.append(self.document.problem(("layers",), "no layer has an attention"))
         if self.problems:
             raise SpecError(list(dict.fromkeys(self.problems)))
-        own = ("name", "title", "hidden_size", "vocab_size", "tied_embeddings", "max_context_tokens", "norm")
-        own += ("final_norm", "embedding_size", "position_rows", "head_bias", "weight_formats")
         return Model(
-            **_given(spec, own),
+            **_given(spec, _MODEL_KEYS),
             source=spec["source"]["cite"],
             source_date=str(spec["source"]["date"]),
             layers=tuple(layers),
@@ -167,7 +181,7 @@ def _attention(spec: Data) -> Attention:
     )
 
 
-def _biases(spec: Data) -> dict[str, bool]:
+def _biases(spec: Data) -> dict[str, Any]:
     return {f"{name}_bias": True for name in spec.get("bias") or ()}
 
 
@@ -200,7 +214,7 @@ def _weights(spec: Data) -> tuple[Weight, ...]:
             name=each["name"],
             part=Part(each.get("part", Part.OTHER)),
             shape=tuple(each["shape"]),
-            **({"use": Use(each["use"])} if "use" in each else {}),
+            use=Use(each.get("use", Use.MATMUL)),
             **_given(each, ("count",)),
         )
         for each in spec.get("other") or ()

@@ -121,8 +121,8 @@ def _check_depth(document: Document) -> None:
         for event in yaml.parse(document.text, Loader=_Loader):
             depth += isinstance(event, opens) - isinstance(event, closes)
             if depth > MAX_DEPTH:
-                line = event.start_mark.line
-                raise SpecError([Problem(message=f"{document.source}:{line + 1}: nested more than {MAX_DEPTH} deep")])
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise SpecError([Problem(message=f"{document.source}:{line}: nested more than {MAX_DEPTH} deep")])
     except yaml.YAMLError:
         return  # the parser proper tells what is wrong
 
@@ -146,7 +146,8 @@ def _read_json(document: Document) -> None:
     except yaml.YAMLError:
         return
     converter = _Converter(document)
-    converter.convert(document.root)
+    if document.root is not None:
+        converter.convert(document.root)
     if converter.problems:
         raise SpecError(converter.problems)
 
