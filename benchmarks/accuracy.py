@@ -13,8 +13,9 @@ Needs the extras `[predict,validate]`. For each table (GPU, engine, kernel, widt
     transfer    fitted on 24 points of another GPU: H100 for H200, B200 for B300
     coverage    share of unseen rows in the 90 % interval, whose shape is from other tables, scaled by the 24 points
 
-The model and the families' middle values were worked out on H100, H200 (SGLang MLA, GQA) and B200 tables, all rows of
-them in view; B300, GB200 and GB300 were only ever judged. Fits see their 24 points and nothing else of a table.
+The model's form and the families' middle values were worked out on H100, H200 and B200 tables with all rows of them in
+view, so their figures are of a model that was made there. No row of B300, GB200 and GB300 was looked at; their scores
+were seen while the form, and how points are drawn, were chosen. A fit sees its 24 points and nothing else of a table.
 """
 
 import argparse

@@ -187,7 +187,7 @@ class Estimate:
             "cache": self._cache_json(),
             "decode": self._phase_json(DECODE),
             "prefill": self._phase_json(PREFILL),
-            "gpu": self._gpu_json(),
+            "gpu": self.gpu_json(),
             "memory": self._memory_json(),
             "warnings": self.warnings,
         }
@@ -261,6 +261,10 @@ class Estimate:
             "expected_s": expected.expected_s,
             "interval_s": None if interval is None else list(interval),
             "expected_note": expected.unknown or "",
+            "calibrations": [
+                {"family": kernel.family.name, "origin": kernel.origin, "parameters": dict(kernel.values)}
+                for kernel in expected.kernels
+            ],
             "expected_terms": [
                 {
                     "name": part.name,
@@ -289,7 +293,8 @@ class Estimate:
             ],
         }
 
-    def _gpu_json(self) -> Json | None:
+    def gpu_json(self) -> Json | None:
+        """The GPU as its datasheet states it; None without one."""
         if self.gpu is None:
             return None
         return {
@@ -361,7 +366,8 @@ class ComparisonRow:
 
     def to_json(self) -> Json:
         estimate, decode = self.estimate, self.estimate.rooflines.get(DECODE)
-        prefill = estimate.rooflines.get(PREFILL)
+        prefill, expected = estimate.rooflines.get(PREFILL), estimate.predictions.get(DECODE)
+        interval = expected.interval_s if expected else None
         return {
             "model": estimate.model.name,
             "attention": ", ".join(estimate.model.attention_labels),
@@ -372,9 +378,12 @@ class ComparisonRow:
             "stored_bytes": estimate.cache.stored_bytes,
             "context_tokens": estimate.workload.context_tokens,
             "batch": estimate.workload.batch,
+            "kv": estimate.layout.precision.kv.name,
             "decode_attention_flop_per_token": self.decode_attention_flop_per_token,
             "parameters": estimate.model.parameters.total,
             "decode_roofline_s": decode.roofline_s if decode else None,
+            "decode_expected_s": expected.expected_s if expected else None,
+            "decode_interval_s": None if interval is None else list(interval),
             "decode_bound": decode.bound if decode else None,
             "prefill_roofline_s": prefill.roofline_s if prefill else None,
             "max_batch": estimate.memory.max_batch if estimate.memory else None,
@@ -393,4 +402,9 @@ class Comparison:
 
     def to_json(self) -> Json:
         """The object of schema `kvcalc.compare/1`."""
-        return {"schema": "kvcalc.compare/1", "rows": [row.to_json() for row in self.rows], "warnings": self.warnings}
+        return {
+            "schema": "kvcalc.compare/1",
+            "gpu": self.rows[0].estimate.gpu_json(),
+            "rows": [row.to_json() for row in self.rows],
+            "warnings": self.warnings,
+        }

@@ -24,7 +24,7 @@ class Settings:
     """
 
     threshold: float = 0.03
-    alpha: float = 0.005
+    alpha: float = 0.002
     max_regression: Mapping[str, float] = field(default_factory=dict)
     strict: bool = False
     allow_different_gpu: bool = False

@@ -3,7 +3,8 @@
 The test is Yuen's: Welch's t on the 20 % trimmed means of the logarithms, with winsorised variances. Trimming keeps
 outliers from deciding; logarithms make an effect a ratio. Samples of one process that follow each other are alike
 (clocks stay a while where they are, machines drift), so the variance of a mean is widened by the sum of their
-correlations, taken as far as neighbouring pairs of them stay positive. Where results carry several processes, a
+correlations, taken as far as neighbouring pairs of them stay positive, and over all cases of a run together where they
+are enough: how long a clock stays is the machine's to say. Where results carry several processes, a
 process is one value, the median of its logarithms, and Welch's test takes those.
 
 Sources: Yuen, Biometrika 61 (1974) 165; Welch, Biometrika 34 (1947) 28; Holm, Scand. J. Statist. 6 (1979) 65; Geyer,
@@ -18,6 +19,9 @@ from operator import mul
 
 TRIMMED = 0.2
 LOW, HIGH = 0.05, 0.8
+LONGEST_LAG = 200
+OWN_UNCERTAINTY = 2.0
+"""By what factor the correlation time of one case's samples may well be too long."""
 LEAST_PROCESSES = 3
 
 
@@ -70,10 +74,12 @@ def difference(
     *,
     baseline_processes: Sequence[int] = (),
     current_processes: Sequence[int] = (),
+    shared_time: float | None = None,
 ) -> Difference:
     """How far `current` is above `baseline`; both are times above 0, in the order in which they were taken.
 
-    processes  the process of each sample; several on both sides make the process the unit
+    processes    the process of each sample; several on both sides make the process the unit
+    shared_time  the correlation time of the cases of both runs, where it is known better than from these samples alone
     """
     base, now = [math.log(value) for value in baseline], [math.log(value) for value in current]
     before = by_process(base, baseline_processes)
@@ -81,7 +87,7 @@ def difference(
     if len(before) > 1 and len(after) > 1:
         one, other = plain_mean(before), plain_mean(after)
     else:
-        one, other = trimmed_means(base, now)
+        one, other = trimmed_means(base, now, shared_time=shared_time)
     variance = one.variance + other.variance
     return Difference(
         low=_at(now, LOW) - _at(base, LOW),
@@ -109,13 +115,13 @@ def plain_mean(values: Sequence[float]) -> Mean:
     return Mean(value=mean, variance=spread / n, freedom=n - 1)
 
 
-def trimmed_means(*sides: Sequence[float]) -> list[Mean]:
+def trimmed_means(*sides: Sequence[float], shared_time: float | None = None) -> list[Mean]:
     """Of values in the order in which they were taken, without the outer fifths; 5 or more a side."""
-    cuts = [int(TRIMMED * len(values)) for values in sides]
-    ordered = [sorted(values) for values in sides]
-    kept = [values[cut : len(values) - cut] for values, cut in zip(ordered, cuts, strict=True)]
-    deviations = [_winsorised(values, low=inner[0], high=inner[-1]) for values, inner in zip(sides, kept, strict=True)]
+    kept = [_trimmed(values) for values in sides]
+    deviations = [_winsorised(values) for values in sides]
     widening = correlation_time(deviations)
+    if shared_time is not None:
+        widening = max(shared_time, widening / OWN_UNCERTAINTY)
     return [
         Mean(
             value=math.fsum(inner) / len(inner),
@@ -126,8 +132,23 @@ def trimmed_means(*sides: Sequence[float]) -> list[Mean]:
     ]
 
 
-def _winsorised(values: Sequence[float], *, low: float, high: float) -> list[float]:
+def shared_correlation_time(sides: Sequence[Sequence[float]]) -> float:
+    """The correlation time of many cases' times: how long a clock stays is the machine's, and not a case's, to say.
+
+    A side whose clock never moved can't tell how much it might have; the others can.
+    """
+    return correlation_time([_winsorised([math.log(value) for value in values]) for values in sides])
+
+
+def _trimmed(values: Sequence[float]) -> list[float]:
+    cut = int(TRIMMED * len(values))
+    return sorted(values)[cut : len(values) - cut]
+
+
+def _winsorised(values: Sequence[float]) -> list[float]:
     """Deviations from their mean, the outer values taken as the outermost ones that are kept."""
+    kept = _trimmed(values)
+    low, high = kept[0], kept[-1]
     inside = [min(max(value, low), high) for value in values]
     center = math.fsum(inside) / len(inside)
     return [value - center for value in inside]
@@ -143,7 +164,8 @@ def correlation_time(sides: Sequence[Sequence[float]]) -> float:
     if not told:
         return 1.0
     time, previous = -1.0, math.inf
-    for lag in range(0, min(len(deviations) for deviations, _ in told) // 2, 2):
+    longest = min(LONGEST_LAG, min(len(deviations) for deviations, _ in told) // 2)
+    for lag in range(0, longest, 2):
         pair = math.fsum((_product(each, lag) + _product(each, lag + 1)) / whole for each, whole in told) / len(told)
         if pair <= 0:
             break

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 
 from kvcalc.check.findings import IMPROVED, NOT_COMPARABLE, REGRESSED, SAME, WITHIN_NOISE, Finding, Settings
 from kvcalc.check.results import TIME, Samples
-from kvcalc.check.statistics import LEAST_PROCESSES, Difference, difference, holm
+from kvcalc.check.statistics import LEAST_PROCESSES, Difference, difference, holm, shared_correlation_time
 
 LEAST_SAMPLES = 20
+LEAST_SIDES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +42,7 @@ class Pair:
 def judge(pairs: Sequence[Pair], settings: Settings) -> dict[str, Finding]:
     """The findings by row, made all together: the correction needs to know how many cases there are."""
     found: dict[str, Finding] = {}
-    tried: list[tuple[Finding, Difference, _Scales]] = []
+    judged: list[tuple[Finding, Pair]] = []
     for pair in pairs:
         finding, reason = _shown(pair), _no_verdict(pair.old, pair.now)
         if pair.other_gpu and pair.machine is None:
@@ -50,7 +51,9 @@ def judge(pairs: Sequence[Pair], settings: Settings) -> dict[str, Finding]:
         elif reason is not None:
             found[pair.id] = replace(finding, note=reason)
         else:
-            tried.append((finding, _difference(pair), _Scales.of(pair)))
+            judged.append((finding, pair))
+    shared = _shared_time([pair for _, pair in judged])
+    tried = [(finding, _difference(pair, shared), _Scales.of(pair)) for finding, pair in judged]
     worse = holm([each.p_above(scales.ceiling) for _, each, scales in tried])
     better = holm([each.p_below(scales.ceiling) for _, each, scales in tried])
     limit = math.log1p(settings.allowed(TIME))
@@ -145,6 +148,18 @@ def _no_verdict(old: Samples, now: Samples) -> str | None:
     return None
 
 
-def _difference(pair: Pair) -> Difference:
+def _shared_time(pairs: Sequence[Pair]) -> float | None:
+    """From all cases of single processes; None where they are too few to tell more than a case's own samples."""
+    sides = [side for pair in pairs for side in (pair.old, pair.now) if side.process_count == 1]
+    return shared_correlation_time([side.seconds for side in sides]) if len(sides) >= LEAST_SIDES else None
+
+
+def _difference(pair: Pair, shared_time: float | None) -> Difference:
     old, now = pair.old, pair.now
-    return difference(old.seconds, now.seconds, baseline_processes=old.processes, current_processes=now.processes)
+    return difference(
+        old.seconds,
+        now.seconds,
+        baseline_processes=old.processes,
+        current_processes=now.processes,
+        shared_time=shared_time,
+    )

@@ -22,6 +22,8 @@ def page(result: Check, *, baseline: str, current: str) -> Page:
     blocks: list[Block] = [Facts(title="", rows=rows)]
     if times:
         blocks.append(_times(times))
+        if any(finding.verdict is None for finding in times):
+            blocks.append(Lines(title="", lines=["* a ratio and no verdict: the note says why"]))
     if others:
         blocks.append(_values(others))
     if same:

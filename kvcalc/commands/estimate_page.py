@@ -3,6 +3,8 @@
 from kvcalc.explain import explain
 from kvcalc.report.page import Block, Facts, Lines, Page, Table
 from kvcalc.results import Estimate
+from kvcalc.timing.attention_time import PARAMETERS
+from kvcalc.timing.calibrated import CalibratedKernel
 from kvcalc.timing.step import DECODE, PREFILL, total
 from kvcalc.units import exact, flop, memory, number, ratio, seconds
 
@@ -200,4 +202,23 @@ def _explanations(result: Estimate) -> list[Block]:
     for term in explain(result):
         lines += [f"{term.name}", f"    {term.formula}", f"    {term.substituted}", f"    [{term.source}]"]
     lines.append(f"bytes per token, all records: {number(exact(result.cache.bytes_per_token))} B")
-    return [Lines(title="How each number comes about", lines=lines)]
+    found: list[Block] = [Lines(title="How each number comes about", lines=lines)]
+    prediction = result.predictions.get(DECODE)
+    return found + [_parameters(kernel) for kernel in (prediction.kernels if prediction else ())]
+
+
+def _parameters(kernel: CalibratedKernel) -> Table:
+    return Table(
+        title=f"Parameters of the attention's time: {kernel.origin}",
+        columns=["parameter", "value", "physical range", "meaning"],
+        right=frozenset({"value", "physical range"}),
+        rows=[
+            [
+                name,
+                f"{kernel.values[name]:.4g} {limits.unit}".strip(),
+                f"{limits.low:.3g} to {limits.high:.3g}",
+                limits.meaning,
+            ]
+            for name, limits in PARAMETERS.items()
+        ],
+    )

@@ -21,9 +21,12 @@ _NULLABLE = {
         "memory",
     },
     "compare": {
+        "gpu",
         "rows[].ratio",
         "rows[].decode_roofline_s",
         "rows[].decode_bound",
+        "rows[].decode_expected_s",
+        "rows[].decode_interval_s",
         "rows[].prefill_roofline_s",
         "rows[].max_batch",
     },

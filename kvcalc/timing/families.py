@@ -1,11 +1,12 @@
 """Kernel families: how each cuts its work, and where a fit of its parameters starts. Data, not code.
 
-A family is a kernel lineage, whatever engine calls it. Its shapes are what its source says; its values are round
-numbers in the middle of what it reaches on the GPUs that it runs on, and `spread` is how far a GPU may lie from them.
+A family is a kernel lineage, whatever engine calls it. Its shapes are what its source says, and for closed kernels what
+fits their measurements best (tile sizes of trtllm-gen and XQA); its values are round numbers in the middle of what it
+reaches on the GPUs that it runs on, and `spread` is how far a GPU may lie from them.
 A calibration on a GPU moves the values; they alone give a prediction with a wide interval.
 
 The values were set by hand from the measurements of H100, H200 and B200 in aiconfigurator-core 0.12.0 (Apache-2.0) and
-from the overheads in the kernels' sources; no other table was looked at for them.
+from the overheads in the kernels' sources; no row of another GPU's tables was looked at for them.
 """
 
 from collections.abc import Mapping

@@ -59,6 +59,7 @@ class TimedPart:
     """One part of a step: seconds of all its layers, the interval's factors on them, and how it came about.
 
     symbols, formula  the sum in words, and with its numbers, which give `seconds`
+    kernel            what an attention's call was timed with
     """
 
     name: str
@@ -69,6 +70,7 @@ class TimedPart:
     symbols: str
     formula: str
     source: str
+    kernel: CalibratedKernel | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +79,11 @@ class StepTime:
 
     parts: tuple[TimedPart, ...] = ()
     unknown: str | None = None
+
+    @property
+    def kernels(self) -> tuple[CalibratedKernel, ...]:
+        """The calibrated kernels behind the parts, each once."""
+        return tuple({part.kernel.origin: part.kernel for part in self.parts if part.kernel is not None}.values())
 
     @property
     def expected_s(self) -> float | None:
@@ -250,6 +257,7 @@ def _call(
         symbols=f"layers x ({' + '.join(terms)})",
         formula=f"{count} layers x ({spelled}) us / 1,000,000",
         source=kernel.origin,
+        kernel=kernel,
     )
 
 

@@ -5,7 +5,14 @@ import random
 
 import pytest
 
-from kvcalc.check.statistics import correlation_time, difference, holm, student_above, trimmed_means
+from kvcalc.check.statistics import (
+    correlation_time,
+    difference,
+    holm,
+    shared_correlation_time,
+    student_above,
+    trimmed_means,
+)
 
 
 @pytest.mark.parametrize(
@@ -88,3 +95,16 @@ def test_several_processes_make_the_process_the_unit():
 def test_constant_samples():
     assert difference([1.0] * 30, [1.0] * 30).p_above() == 1
     assert difference([1.0] * 30, [2.0] * 30).p_above() == 0
+
+
+def test_other_cases_tell_what_a_clock_that_stayed_can_not():
+    """Two still sides 4 % apart are strong evidence alone, and less where other cases saw a clock jump."""
+    rng = random.Random(3)
+    still = [[math.exp(shift + rng.gauss(0, 0.01)) for _ in range(30)] for shift in (0.0, 0.04)]
+    jumping = [[math.exp(0.04 * (index // 8 % 2) + rng.gauss(0, 0.01)) for index in range(30)] for _ in range(8)]
+    shared = shared_correlation_time([*still, *jumping])
+    assert shared > 2
+    alone, among = difference(*still), difference(*still, shared_time=shared)
+    assert among.mean == alone.mean
+    assert among.error > 1.3 * alone.error
+    assert among.p_above() > 10 * alone.p_above()

@@ -18,6 +18,8 @@ from kvcalc.timing.families import FAMILIES
 
 DATA = Path(__file__).parents[2] / "data" / "calibration"
 SCHEMA = "kvcalc.calibration/1"
+NOTHING = 1e-12
+"""What a fit leaves of a parameter that it pushes to zero: less than a picosecond, or than any share."""
 
 
 def load(path: Path) -> Calibration:
@@ -111,7 +113,7 @@ def to_data(calibration: Calibration) -> dict[str, Any]:
 
 
 def _round(value: float) -> float:
-    return float(f"{value:.4g}")
+    return float(f"{value:.4g}") if abs(value) > NOTHING else 0.0
 
 
 def to_yaml(calibration: Calibration) -> str:
