@@ -135,7 +135,7 @@ class Estimate:
             sequences = count * batch
             absorbed += sequences * kinds.flop(attention.components(), context_tokens=context, query_tokens=query)
             expanded += sequences * form.flop(context, query)
-            decompress += sequences * form.decompress_flop(context)
+            decompress += sequences * form.decompress_flop(context, query)
             elements += count * form.elements_per_token
         return Forms(
             absorbed_flop=absorbed,
@@ -364,6 +364,12 @@ class ComparisonRow:
         workload = self.estimate.workload
         return self.estimate.attention(DECODE).flop // (workload.batch * workload.query_tokens)
 
+    @property
+    def decode_index_flop_per_token(self) -> int:
+        """FLOPs of its index scores."""
+        workload = self.estimate.workload
+        return self.estimate.attention(DECODE).index_flop // (workload.batch * workload.query_tokens)
+
     def to_json(self) -> Json:
         estimate, decode = self.estimate, self.estimate.rooflines.get(DECODE)
         prefill, expected = estimate.rooflines.get(PREFILL), estimate.predictions.get(DECODE)
@@ -380,6 +386,7 @@ class ComparisonRow:
             "batch": estimate.workload.batch,
             "kv": estimate.layout.precision.kv.name,
             "decode_attention_flop_per_token": self.decode_attention_flop_per_token,
+            "decode_index_flop_per_token": self.decode_index_flop_per_token,
             "parameters": estimate.model.parameters.total,
             "decode_roofline_s": decode.roofline_s if decode else None,
             "decode_expected_s": expected.expected_s if expected else None,

@@ -446,3 +446,8 @@ def test_tables_are_consistent() -> None:
         assert not [
             name for name in defaults if HARMLESS.search(name) and name in ("sliding_window", "attention_chunk_size")
         ]
+
+
+def test_sizes_that_a_config_leaves_out_are_told():
+    with pytest.warns(UserWarning, match="num_key_value_heads as many as query heads, .*vocab_size 32000"):
+        spec_from_config({"model_type": "llama", "hidden_size": 4096}, source="config.json")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated
 
@@ -65,9 +66,15 @@ def _show(error: KvcalcError) -> None:
         print(printable(f"hint: {error.hint}"), file=sys.stderr)
 
 
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """Warnings of the rooms below, in the words of the command line."""
+    print(printable(f"warning: {message}"), file=sys.stderr)
+
+
 def main() -> None:
     """The entry point of the `kvcalc` script."""
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # none is wanted, and looking for some takes time
+    warnings.showwarning = _warn
     try:
         app()
     except SystemExit as stop:

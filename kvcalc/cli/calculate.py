@@ -254,7 +254,7 @@ def import_(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="models, gpus, kinds, formats or engines.")],
+    what: Annotated[str, typer.Argument(metavar="models|gpus|kinds|formats|engines")],
     format: opt.Format = None,
     json: opt.Json = False,
     output: opt.Output = None,
@@ -271,7 +271,7 @@ def list_(
 
 @app.command()
 def schema(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="model, hardware, estimate or compare.")],
+    what: Annotated[str, typer.Argument(metavar="model|hardware|estimate|compare")],
     output: opt.Output = None,
 ) -> None:
     """The JSON Schema of a spec or a result."""

@@ -61,7 +61,10 @@ Tp = Annotated[int, typer.Option(help="Attention tensor parallel ranks.")]
 Pp = Annotated[int, typer.Option(help="Pipeline stages.")]
 Dp = Annotated[int, typer.Option(help="Attention data parallel replicas.")]
 Dcp = Annotated[int, typer.Option(help="Decode context parallel ranks, of the tp ranks.")]
-Ep = Annotated[int, typer.Option(help="Expert parallel ranks, of the tp x dp ranks.")]
+Ep = Annotated[
+    int,
+    typer.Option(help="Expert parallel ranks, of the tp x dp ranks; even routing is assumed, so no number changes."),
+]
 Mtp = Annotated[bool, typer.Option("--mtp", help="Count multi-token prediction layers too.")]
 Engine = Annotated[
     str, typer.Option(help="Whose cache layout, of `kvcalc list engines`: generic, vllm, vllm@0.33, sglang.")

@@ -49,10 +49,15 @@ def _row(row: ComparisonRow, *, most: int, timed: bool, as_bytes: bool) -> list[
         f"{number(estimate.cache.bytes_per_token)} B",
         "-" if row.ratio is None else ratio(float(row.ratio)),
         memory(estimate.cache.stored_bytes, as_bytes=as_bytes),
-        flop(row.decode_attention_flop_per_token),
+        flop(row.decode_attention_flop_per_token) + _index(row),
     ]
     if timed:
         bound = estimate.rooflines[DECODE]
         fit = estimate.memory
         cells += [f"{seconds(bound.roofline_s)} {bound.bound}", f"{fit.max_batch:,}" if fit else "-"]
     return [*cells, bar(estimate.cache.stored_bytes / most if most else 0, ascii_only=ascii_only())]
+
+
+def _index(row: ComparisonRow) -> str:
+    scores = row.decode_index_flop_per_token
+    return f" + {flop(scores)} index" if scores else ""

@@ -18,7 +18,7 @@ def page(result: Estimate, *, explained: bool = False, as_bytes: bool = False) -
         _work(result, as_bytes),
     ]
     if result.gpu is not None:
-        blocks += [_time(result), _terms(result, as_bytes), _memory(result, as_bytes)]
+        blocks += [_time(result), _terms(result, as_bytes), *_expected(result), _memory(result, as_bytes)]
     if explained:
         blocks += _explanations(result)
     return Page(title=f"{result.model.title} ({result.model.name})", blocks=blocks)
@@ -81,7 +81,7 @@ def _cache(result: Estimate, as_bytes: bool) -> Facts:
             )
         )
     rows.append(("stored", memory(cache.stored_bytes, as_bytes=as_bytes), "whole batch, one copy"))
-    rows.append(("allocated", memory(cache.allocated_bytes, as_bytes=as_bytes), "in whole blocks"))
+    rows.append(("allocated", memory(cache.allocated_bytes, as_bytes=as_bytes), _allocation_note(result)))
     if ranks.gpus > 1:
         rank = cache.per_rank
         rows.append(("per rank, per token", f"{number(rank.bytes_per_token)} B", "on the rank that holds most"))
@@ -89,6 +89,12 @@ def _cache(result: Estimate, as_bytes: bool) -> Facts:
         copies = "bytes on all ranks of a replica over one copy"
         rows.append(("replication", ratio(float(cache.replication_factor)), copies))
     return Facts(title="KV cache", rows=rows)
+
+
+def _allocation_note(result: Estimate) -> str:
+    if result.layout.name == "generic":
+        return "in whole blocks"
+    return f"as {result.layout.name} reserves it for requests of this length"
 
 
 def _components(result: Estimate, as_bytes: bool) -> Table:
@@ -116,7 +122,8 @@ def _work(result: Estimate, as_bytes: bool) -> Facts:
     rows = []
     for phase in (DECODE, PREFILL):
         work, step = result.attention(phase), total(result.terms[phase])
-        intensity = f", {work.flop / work.read_bytes:,.1f} FLOP/B" if work.read_bytes else ""
+        per_byte = work.flop / work.read_bytes if work.read_bytes else 0.0
+        intensity = f", {per_byte:,.{1 if per_byte < 1000 else 0}f} FLOP/B" if work.read_bytes else ""
         read = f"reads {memory(work.read_bytes, as_bytes=as_bytes)}{intensity}"
         form = f" ({work.form})" if work.alternatives else ""
         rows.append((f"{phase} attention{form}", flop(work.flop), read))
@@ -152,15 +159,15 @@ def _time(result: Estimate) -> Facts:
             rows.append((f"{phase} expected", "-", expected.unknown or ""))
         else:
             low, high = expected.interval_s
-            rows.append((f"{phase} expected", seconds(expected.expected_s), f"{seconds(low)} to {seconds(high)}"))
-    return Facts(
-        title="Time: the roofline is the datasheet's bound; expected is calibrated, with a 90 % interval", rows=rows
-    )
+            ground = "attention calibrated, 90 %" if expected.kernels else "achieved rates, a range, not calibrated"
+            between = f"{seconds(low)} to {seconds(high)} ({ground})"
+            rows.append((f"{phase} expected", seconds(expected.expected_s), between))
+    return Facts(title="Time: the roofline is the datasheet's bound, expected is what kernels reach", rows=rows)
 
 
 def _terms(result: Estimate, as_bytes: bool) -> Table:
     return Table(
-        title="Where a decode step's time goes, one rank",
+        title="A decode step by term, one rank: the roofline",
         columns=["term", "layers", "FLOP", "moved", "memory", "compute", "bound", "FLOP/B", "ridge"],
         right=frozenset({"layers", "FLOP", "moved", "memory", "compute", "FLOP/B", "ridge"}),
         rows=[
@@ -178,6 +185,28 @@ def _terms(result: Estimate, as_bytes: bool) -> Table:
             for timed in result.rooflines[DECODE].terms
         ],
     )
+
+
+def _expected(result: Estimate) -> list[Block]:
+    parts = result.predictions[DECODE].parts
+    if result.predictions[DECODE].expected_s is None:
+        return []
+    return [
+        Table(
+            title="Where the expected time of a decode step goes, one rank",
+            columns=["part", "expected", "low", "high"],
+            right=frozenset({"expected", "low", "high"}),
+            rows=[
+                [
+                    part.name + (f" ({part.detail})" if part.detail else ""),
+                    seconds(part.seconds),
+                    seconds(part.seconds * part.low),
+                    seconds(part.seconds * part.high),
+                ]
+                for part in parts
+            ],
+        )
+    ]
 
 
 def _memory(result: Estimate, as_bytes: bool) -> Facts:

@@ -244,6 +244,8 @@ def layout(request: Request, version: Version) -> VllmLayout:
     probe = VllmLayout(request=request, version=version, precision=precision, name=name)
     if probe.before_v1 and (probe.is_latent or probe.has_states):
         raise UsageError(f"how {name} keeps MLA and recurrent states is not known", hint="name 0.11 or later")
+    if precision.kv.name.endswith("_ds_mla") and not probe.is_sparse_latent:
+        raise UsageError(f"{name} keeps {precision.kv.name} records for sparse MLA only", hint="ask for --kv-dtype fp8")
     blackwell = (request.compute_capability or HOPPER)[0] == 10
     plain = rules.SPARSE_FP8.at(version) and blackwell if probe.is_sparse_latent else True
     if precision.kv.name in ("fp8_e4m3", "fp8_e5m2") and not plain:

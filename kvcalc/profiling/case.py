@@ -131,7 +131,7 @@ class Case:
     def decompress_flop(self) -> int:
         """FLOPs to rebuild K and V of all cached tokens from the latent; 0 for grouped attention."""
         form = self.attention.expanded()
-        return sum(form.decompress_flop(tokens) for tokens in self.seq_lens) if form else 0
+        return sum(form.decompress_flop(tokens, self.query_tokens) for tokens in self.seq_lens) if form else 0
 
     @property
     def expanded_kv_bytes(self) -> int:

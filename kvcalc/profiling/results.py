@@ -120,11 +120,6 @@ class Results:
             return None
         return self.ceilings.flop_fraction(measured.work.flop, timing.median_s, measured.work.dtype)
 
-    def roofline_fraction(self, measured: Measured) -> float | None:
-        """The larger of the two: how close to the machine's limit the kernel comes, its extras not counted as work."""
-        bandwidth, flop = self.bandwidth_fraction(measured), self.flop_fraction(measured)
-        return None if bandwidth is None or flop is None else max(bandwidth, flop)
-
     def suspect(self, measured: Measured) -> str | None:
         """Why a case can't be right, where it is above a ceiling that was measured again."""
         timing, work = measured.timing, measured.work

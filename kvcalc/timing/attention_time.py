@@ -276,8 +276,11 @@ def attention_time(
     bandwidth = values["bandwidth_fraction"] * machine.bandwidth_bytes_per_s
     overhead, tokens = values["overhead_tiles"], shape.tile_tokens
     tile_rows, row_blocks = _rows(case, shape, ops)
-    slots = most(1, machine.sms * shape.blocks_per_sm // row_blocks)
-    tiles_each, units = up(case.context_tokens / tokens), case.batch * case.n_kv_heads
+    blocks_at_once = machine.sms * shape.blocks_per_sm
+    waves = up(row_blocks / blocks_at_once)  # of many query tokens: more row blocks than run at once
+    row_blocks = least(row_blocks, blocks_at_once)
+    slots = most(1, blocks_at_once // row_blocks)
+    tiles_each, units = up(case.context_tokens / tokens), case.batch * case.n_kv_heads * waves
     few = units <= slots
     rounds, load = up(units / slots), units / slots
 
@@ -309,7 +312,9 @@ def attention_time(
         busy = least(slots, units * splits)
 
     partial_bytes = where(
-        split, partials * case.n_heads * case.query_tokens / case.n_kv_heads * case.value_elements * PARTIAL_BYTES, 0.0
+        split,
+        partials * case.n_heads * case.query_tokens / (case.n_kv_heads * waves) * case.value_elements * PARTIAL_BYTES,
+        0.0,
     )
     query_bytes = case.query_output_bytes
     resident = (case.cache_bytes + partial_bytes / 2 + query_bytes) / (values["l2_usable_fraction"] * machine.l2_bytes)

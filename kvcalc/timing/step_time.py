@@ -16,11 +16,19 @@ is 10 to 14 % off its rows on average), the others from its all-reduce tables an
 says how wide it may be off: attention's own interval, and REST_LOW to REST_HIGH for all else.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from kvcalc.architecture.attention import Attention, Component, LatentAttention, Role, SelectedAttention
+from kvcalc.architecture.attention import (
+    Attention,
+    Component,
+    GroupedAttention,
+    LatentAttention,
+    Role,
+    SelectedAttention,
+)
 from kvcalc.architecture.layout import tokens_on_rank
+from kvcalc.errors import UsageError
 from kvcalc.hardware import Gpu
 from kvcalc.sizing import attention_counts
 from kvcalc.timing.attention_time import AttentionCase
@@ -117,13 +125,17 @@ def step_time(
         return StepTime(unknown=f"no calibration of {gpu.slug}: `kvcalc calibrate` makes one from measured points")
     parts: list[TimedPart] = []
     layers = step.model.distinct_layers + (step.model.distinct_mtp_layers if step.mtp else ())
-    if step.phase == DECODE:
-        for attention, count in attention_counts(layers).items():
-            found = list(_attention(step, attention, count, gpu, calibrations))
-            unknown = next((each for each in found if isinstance(each, str)), None)
-            if unknown is not None:
-                return StepTime(unknown=unknown)
-            parts += [each for each in found if isinstance(each, TimedPart)]
+    bounds = {(term.name, term.detail): _roofline_s(term, gpu) for term in terms}
+    for attention, count in attention_counts(layers).items():
+        if (unknown := _not_modelled(attention)) is not None:
+            return StepTime(unknown=unknown)
+        if step.phase != DECODE:
+            continue
+        found = list(_attention(step, attention, count, gpu, calibrations))
+        unknown = next((each for each in found if isinstance(each, str)), None)
+        if unknown is not None:
+            return StepTime(unknown=unknown)
+        parts += [_not_below(each, bounds) for each in found if isinstance(each, TimedPart)]
     for term in terms:
         if term.name in ("attention", "index scores"):
             if step.phase != DECODE:
@@ -144,6 +156,31 @@ def step_time(
             )
         )
     return StepTime(parts=tuple(parts))
+
+
+def _roofline_s(term: Term, gpu: Gpu) -> float:
+    """What no kernel can be faster than: the datasheet's bound of a term."""
+    peak = gpu.peak(compute_format(term.compute, gpu))
+    return max(term.traffic.moved_bytes / gpu.memory_bandwidth_bytes_per_s, term.traffic.flop / peak)
+
+
+def _not_below(part: TimedPart, bounds: Mapping[tuple[str, str], float]) -> TimedPart:
+    """A part and its interval held above its roofline: a fit knows no datasheet far from its points."""
+    bound = bounds.get((part.name, part.detail), 0.0)
+    seconds = max(part.seconds, bound)
+    if not seconds:
+        return part
+    formula = part.formula if seconds == part.seconds else f"{seconds:.9g}"
+    return replace(part, seconds=seconds, low=max(part.low, bound / seconds), formula=formula)
+
+
+def _not_modelled(attention: Attention) -> str | None:
+    """Why there is no time of an attention, or None where there is a model of its kernels."""
+    base = attention.base if isinstance(attention, SelectedAttention) else attention
+    entries = all(c.role.is_cache_entry or c.role is Role.INDEX for c in attention.components())
+    if isinstance(base, LatentAttention | GroupedAttention) and entries:
+        return None
+    return f"no kernel of {attention.label} is modelled"
 
 
 def _part(name: str, detail: str, seconds: float, symbols: str, formula: str, source: str) -> TimedPart:
@@ -172,17 +209,18 @@ def _attention(
     components = attention.components()
     entries = tuple(component for component in components if component.role.is_cache_entry)
     index = tuple(component for component in components if component.role is Role.INDEX)
-    if kind not in ("mla", "gqa") or len(entries) + len(index) != len(components):
-        yield f"no kernel of {attention.label} is modelled"
-        return
     case = attention_case(step, attention, entries)
-    kernel = choose(
-        kind,
-        shared_heads=case.n_heads > case.n_kv_heads,
-        eight_bit=bool(case.eight_bit),
-        gpu=gpu,
-        calibrations=calibrations,
-    )
+    try:
+        kernel = choose(
+            kind,
+            shared_heads=case.n_heads > case.n_kv_heads,
+            eight_bit=bool(case.eight_bit),
+            gpu=gpu,
+            calibrations=calibrations,
+        )
+    except UsageError as error:  # the calibrated family has no kernel of this kind
+        yield error.message
+        return
     if not kernel.fitted:
         width = "8-bit" if case.eight_bit else "16-bit"
         yield f"no calibration of {gpu.slug} has the kernel of {attention.label} with a {width} cache"

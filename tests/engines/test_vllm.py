@@ -216,3 +216,9 @@ def test_pools_that_vllms_own_code_judged_stay_as_they_are(version):
 
 def test_the_judge_found_nothing_different():
     assert set(JUDGED["verdicts"]) == {"equal", "refused"}
+
+
+def test_dense_mla_has_no_656_byte_record():
+    with pytest.raises(UsageError, match="for sparse MLA only"):
+        api.estimate("deepseek-v3", engine="vllm", kv_dtype="fp8_ds_mla")
+    assert api.estimate("deepseek-v3.2", engine="vllm", kv_dtype="fp8_ds_mla").cache.bytes_per_token == 48_068

@@ -103,8 +103,9 @@ class Form:
         per_head = self.flop_per_pair // self.query_heads
         return self.slots.pairs(context_tokens, query_tokens) * per_head * -(-self.query_heads // shards)
 
-    def decompress_flop(self, context_tokens: int) -> int:
-        return context_tokens * self.decompress_flop_per_entry
+    def decompress_flop(self, context_tokens: int, query_tokens: int) -> int:
+        """FLOPs to rebuild the entries that a step reads."""
+        return self.slots.read(context_tokens, query_tokens) * self.decompress_flop_per_entry
 
 
 class Attention(Protocol):

@@ -8,6 +8,7 @@ the parameters, that no table models is refused by name: there is no generic rea
 
 import datetime
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -22,6 +23,20 @@ from kvcalc.specs.huggingface.mtp import mtp_count, mtp_layers
 from kvcalc.specs.huggingface.refused import REFUSED, RENAMED, TEXT_KEYS, WRAPPERS
 from kvcalc.specs.huggingface.rows import Part, options
 from kvcalc.specs.reader import Document
+
+TELLING_SIZES = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+    "intermediate_size",
+    "vocab_size",
+    "num_experts",
+    "num_experts_per_tok",
+    "kv_lora_rank",
+    "max_position_embeddings",
+)
+"""Fields that decide how large a model and its cache are: the class's default is right, but worth saying."""
 
 UNLIMITED_CONTEXT_TOKENS = 1 << 20
 """Stated for models that have no maximum of their own (purely recurrent ones)."""
@@ -50,7 +65,18 @@ def spec_from_config(
         field = text.last_read
         text.refuse(field, f"'{field}' of {text.model_type} is {text.get(field)!r}: kvcalc can't use that value")
     text.refuse_unread()
+    if taken := _defaults_taken(text):
+        warnings.warn(f"{source} leaves out, and the class defaults of {text.model_type} say: {taken}", stacklevel=2)
     return spec
+
+
+def _defaults_taken(config: Config) -> str:
+    """The sizes that the config does not state and the tables used all the same."""
+    names = [name for name in TELLING_SIZES if name in config.read and not config.is_given(name)]
+    values = {name: config.get(name) for name in names}
+    if "num_key_value_heads" in values and values["num_key_value_heads"] is None:
+        values["num_key_value_heads"] = "as many as query heads"
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
 def _spec(
