@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcalc import api
-from kvcalc.commands.output import choose_format, emit, warn
+from kvcalc.commands.output import ascii_only, choose_format, emit, warn
 from kvcalc.commands.predict import require_numpy
 from kvcalc.commands.progress import Progress
 from kvcalc.profiling.requirements import need_torch
-from kvcalc.report.page import Block, Facts, Lines, Page, Table
+from kvcalc.report.page import Block, Facts, Lines, Page, Table, bar
 from kvcalc.units import memory, parse_list, seconds
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ COLUMNS = [
     "bound",
     "predicted",
     "error",
+    "speed, of predicted",
 ]
+BAR_WIDTH = 12
 WRONG_EXIT_CODE, NOTHING_EXIT_CODE, INTERRUPTED_EXIT_CODE = 1, 3, 130
 
 
@@ -188,7 +190,7 @@ def _ceilings(results: "Results") -> Facts:
 def _table(results: "Results") -> Table:
     columns = [name for name in COLUMNS if name != "% of datasheet" or results.gpu is not None]
     rows = [_row(results, each) for each in results.timed]
-    return Table(title="measured", columns=columns, rows=rows, right=frozenset(columns[2:]) - {"bound"})
+    return Table(title="measured", columns=columns, rows=rows, right=frozenset(columns[2:-1]) - {"bound"})
 
 
 def _row(results: "Results", measured: "Measured") -> list[str]:
@@ -214,6 +216,7 @@ def _row(results: "Results", measured: "Measured") -> list[str]:
         prediction.bound,
         f"{_us(prediction.expected_s)} us",
         f"{prediction.error(timing.median_s):+.0%}",
+        bar(prediction.expected_s / timing.median_s, width=BAR_WIDTH, ascii_only=ascii_only()),
     ]
 
 
