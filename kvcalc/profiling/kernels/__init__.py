@@ -9,9 +9,9 @@ from kvcalc.errors import UsageError
 from kvcalc.profiling.kernels.base import Kernel, Missing, Output
 
 KERNELS: dict[str, str] = {
-    "torch-expanded": "kvcalc.profiling.kernels.torch_expanded:TorchExpanded",
-    "torch-absorbed": "kvcalc.profiling.kernels.torch_absorbed:TorchAbsorbed",
     "torch-sdpa": "kvcalc.profiling.kernels.torch_sdpa:TorchSdpa",
+    "torch-absorbed": "kvcalc.profiling.kernels.torch_absorbed:TorchAbsorbed",
+    "torch-expanded": "kvcalc.profiling.kernels.torch_expanded:TorchExpanded",
     "triton-mla": "kvcalc.profiling.kernels.triton_mla:TritonMla",
     "triton-gqa": "kvcalc.profiling.kernels.triton_gqa:TritonGqa",
     "flashmla": "kvcalc.profiling.kernels.flashmla:FlashMla",
