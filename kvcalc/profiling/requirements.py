@@ -20,6 +20,5 @@ def need_torch() -> None:
     if not found:
         raise NoTorchError(
             "profile runs real kernels, and torch, which they need, is not installed",
-            hint="pip install 'kvcalc[profile]'; for a CPU alone, first: "
-            "pip install torch --index-url https://download.pytorch.org/whl/cpu",
+            hint="pip install 'kvcalc[profile]'; for a CPU alone, install a CPU build of torch first, which is smaller",
         )
