@@ -374,6 +374,7 @@ CLASSES: tuple[tuple[str, Callable[[Spec], Fields], str], ...] = (
     ("LlamaConfig", decoder, "llama-2-7b llama-2-13b llama-2-70b llama-3-8b llama-3-70b deepseek-llm-67b"),
     ("LlamaConfig", decoder, "llama-3.1-8b llama-3.1-70b llama-3.1-405b"),
     ("Llama4TextConfig", llama4, "llama-4-scout llama-4-maverick"),
+    ("MistralConfig", decoder, "mistral-7b-v0.1"),
     ("MixtralConfig", mixtral, "mixtral-8x7b mixtral-8x22b"),
     ("Qwen2Config", decoder, "qwen2.5-7b qwen2.5-72b"),
     ("Qwen3Config", decoder, "qwen3-8b qwen3-32b"),
