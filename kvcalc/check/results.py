@@ -188,7 +188,10 @@ def _present(part: Part, names: Sequence[str]) -> dict[str, Value]:
 
 
 def _predict(document: Document) -> Iterator[Row]:
-    """A row's key is all of its input columns; the same input again is counted."""
+    """A row's key is all of its input columns; the same input again is counted.
+
+    The CSV names no GPU, but a case's roofline is its datasheet's: another one is another GPU.
+    """
     whole = Part.of(document)
     seen: dict[str, int] = {}
     for part in whole.get("rows").items():
@@ -197,7 +200,7 @@ def _predict(document: Document) -> Iterator[Row]:
         inputs = {name: f"{name}-{part.get(name).shown()}" for name in part.value if name not in _PREDICT_OTHER}
         row = Row(
             key={"command": "predict", **{name: text for name, text in inputs.items() if not text.endswith("-")}},
-            about=_gpu(whole),
+            about=_gpu(whole) or {"gpu": f"of roofline {part.get('roofline_us').shown()} us"},
             metrics=_present(part, _PREDICT_METRICS),
             source=document.source,
         )

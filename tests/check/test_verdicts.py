@@ -277,6 +277,15 @@ def test_compare_and_predict_rows():
     ]
 
 
+def test_predictions_of_another_gpu_are_refused():
+    row = {"attention": "mla", "n_heads": 16, "roofline_us": 8.0, "expected_us": 10.0}
+    slower = {"roofline_us": 12.0, "expected_us": 15.0}
+    first, second = ({"schema": "kvcalc.predict/1", "rows": [each]} for each in (row, row | slower))
+    assert check(first, second).exit_code == 3
+    assert check(first, {**second, "rows": [row | {"expected_us": 11.0}]}).exit_code == 1
+    assert check(first, second, allow_different_gpu=True).exit_code == 1
+
+
 # --- the baseline file ------------------------------------------------------------------------------------------------
 
 
