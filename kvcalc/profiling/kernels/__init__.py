@@ -12,6 +12,7 @@ KERNELS: dict[str, str] = {
     "torch-sdpa": "kvcalc.profiling.kernels.torch_sdpa:TorchSdpa",
     "torch-absorbed": "kvcalc.profiling.kernels.torch_absorbed:TorchAbsorbed",
     "torch-expanded": "kvcalc.profiling.kernels.torch_expanded:TorchExpanded",
+    "native-decode": "kvcalc.profiling.kernels.native_decode:NativeDecode",
     "triton-mla": "kvcalc.profiling.kernels.triton_mla:TritonMla",
     "triton-gqa": "kvcalc.profiling.kernels.triton_gqa:TritonGqa",
     "flashmla": "kvcalc.profiling.kernels.flashmla:FlashMla",

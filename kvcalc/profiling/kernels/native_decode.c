@@ -1,0 +1,327 @@
+/* Split-KV decode attention on CPU cores, for MLA in latent space and for MHA, GQA and MQA: pages, online softmax.
+
+   A unit is the query rows of one sequence and KV head, rows [M, W]; its context is cut into pieces, which threads take
+   one after the other. A piece walks its tokens in tiles that stay in the core's cache. For R rows at a time a tile is
+       scores   S[t][r] = q[r] . k[t]       lanes along W, R x T accumulators in registers, summed over lanes at the end
+       softmax  peak, rescale, exp2, sum    lanes along r: the scores of a token lie side by side
+       values   O[r] += S[t][r] v[t]        lanes along Z, R x D accumulators
+   while the next tile is prefetched. A tile is read from memory once, for all rows; MLA's values are the first Z
+   elements of its keys. Formats narrower than fp32 are widened a tile at a time. Whoever ends a unit's last piece
+   combines them.
+
+   Flash-Decoding: Dao, Haziza, Massa, Sizov, 2023; online softmax: arXiv 1805.02867; blocks: arXiv 2205.14135. */
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define ROWS 8
+#elif defined(__AVX__)
+#define LANES 8
+#define ROWS 4
+#else
+#define LANES 4
+#define ROWS 4
+#endif
+#define TILE 64 /* tokens, at most */
+#define LINE 64 /* bytes */
+#define INLINE static inline __attribute__((always_inline))
+#define SHUFFLE __builtin_shufflevector
+#define UNROLL _Pragma("GCC unroll 16")
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float row_vec __attribute__((vector_size(4 * ROWS), aligned(4), may_alias));
+typedef int32_t row_int __attribute__((vector_size(4 * ROWS), aligned(4), may_alias));
+typedef uint32_t row_bits __attribute__((vector_size(4 * ROWS), aligned(4), may_alias));
+
+enum format { FP32, BF16, FP16, FP8_E4M3 };
+static const int BYTES[] = {4, 2, 2, 1};
+
+/* Strides count elements of the cache's format. */
+struct work {
+    const float *q;             /* [units, M, W], scaled by the softmax scale and log2(e) */
+    const char *k, *v;          /* pages; v is NULL where values are the first elements of keys */
+    const int32_t *page_table;  /* [sequences, table_width] */
+    const int32_t *attended;    /* [units, M] tokens that a row attends */
+    const int32_t *unit_place;  /* [units, 2] sequence, KV head */
+    const int32_t *pieces;      /* [n_pieces, 3] unit, first token, end; pieces of a unit are neighbours */
+    const int32_t *unit_pieces; /* [units, 2] first piece, end */
+    float *partial;             /* [n_pieces, M, Z] outputs before they are divided by their sums */
+    float *peaks, *sums;        /* [n_pieces, M] */
+    float *out, *lse;           /* [units, M, Z], [units, M] */
+    atomic_int *next;           /* the piece that is to be taken next */
+    atomic_int *waiting;        /* [units] pieces that are not done */
+    int64_t k_page, k_token, k_head, v_page, v_token, v_head;
+    int32_t table_width, page_tokens, rows, key_width, value_width, n_pieces, format;
+    float out_scale;
+};
+
+/* --- numbers ------------------------------------------------------------------------------------------------------ */
+
+INLINE row_vec choose(row_int condition, row_vec yes, row_vec no) {
+    return (row_vec)((condition & (row_int)yes) | (~condition & (row_int)no));
+}
+
+INLINE row_vec larger(row_vec a, row_vec b) { return choose(a > b, a, b); }
+
+/* 2^x for x <= 0, to 2 ulps; 0 below the smallest normal number, NaN for NaN. */
+INLINE row_vec exp2_of(row_vec x) {
+    const row_vec zero = {0}, lowest = zero - 126.0f;
+    const float to_integer = 12582912.0f; /* 1.5 x 2^23: a sum with it is an integer, in its low bits */
+    row_int vanishes = x < lowest;
+    row_vec y = choose(vanishes, lowest, x), shifted = y + to_integer, f = y - (shifted - to_integer);
+    row_vec p = f * 1.5403530e-4f + 1.3333558e-3f;
+    p = p * f + 9.6181291e-3f;
+    p = p * f + 5.5504109e-2f;
+    p = p * f + 2.4022651e-1f;
+    p = p * f + 6.9314718e-1f;
+    p = p * f + 1.0f;
+    row_int exponent = (row_int)(((row_bits)shifted + 127) << 23);
+    return choose(vanishes, zero, p * (row_vec)exponent);
+}
+
+/* A row of cache elements in fp32. The 8- and 16-bit formats are fp32 numbers with fewer bits: shifted into place, and
+   multiplied by the difference of the exponents' biases, which makes subnormal numbers right as well. */
+INLINE void widen(int format, const char *from, float *to, int width) {
+    for (int i = 0; i < width; i++) {
+        union { uint32_t bits; float number; } x;
+        if (format == BF16) {
+            x.bits = (uint32_t)((const uint16_t *)from)[i] << 16;
+        } else if (format == FP16) {
+            uint32_t half = ((const uint16_t *)from)[i], magnitude = half & 0x7fff;
+            x.bits = magnitude << 13;
+            x.number *= 0x1p112f;
+            x.bits |= (magnitude >= 0x7c00 ? 0x7f800000 : 0) | (half & 0x8000) << 16;
+        } else {
+            uint32_t byte = ((const uint8_t *)from)[i], magnitude = byte & 0x7f;
+            x.bits = magnitude << 20;
+            x.number *= 0x1p120f;
+            x.bits |= (magnitude == 0x7f ? 0x7fc00000 : 0) | (byte & 0x80) << 24;
+        }
+        to[i] = x.number;
+    }
+}
+
+/* Sums over the lanes of R vectors, in R lanes of a vector: neighbours are folded into one until one is left. */
+INLINE row_vec sums_over_lanes(int rows, const vec *in) {
+    vec a[ROWS];
+    UNROLL for (int r = 0; r < ROWS; r++) a[r] = r < rows ? in[r] : (vec){0};
+#if LANES == 16
+    UNROLL for (int r = 0; r < ROWS; r += 2)
+        a[r / 2] = SHUFFLE(a[r], a[r + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                   SHUFFLE(a[r], a[r + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    UNROLL for (int r = 0; r < ROWS / 2; r += 2)
+        a[r / 2] = SHUFFLE(a[r], a[r + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+                   SHUFFLE(a[r], a[r + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    vec b = SHUFFLE(a[0], a[1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+            SHUFFLE(a[0], a[1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+    return SHUFFLE(b, b, 0, 2, 4, 6, 8, 10, 12, 14) +
+           SHUFFLE(b, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#elif LANES == 8
+    UNROLL for (int r = 0; r < ROWS; r += 2)
+        a[r / 2] = SHUFFLE(a[r], a[r + 1], 0, 1, 2, 3, 8, 9, 10, 11) +
+                   SHUFFLE(a[r], a[r + 1], 4, 5, 6, 7, 12, 13, 14, 15);
+    vec b = SHUFFLE(a[0], a[1], 0, 1, 4, 5, 8, 9, 12, 13) +
+            SHUFFLE(a[0], a[1], 2, 3, 6, 7, 10, 11, 14, 15);
+    return SHUFFLE(b, b, 0, 2, 4, 6) + SHUFFLE(b, b, 1, 3, 5, 7);
+#else
+    UNROLL for (int r = 0; r < ROWS; r += 2)
+        a[r / 2] = SHUFFLE(a[r], a[r + 1], 0, 1, 4, 5) +
+                   SHUFFLE(a[r], a[r + 1], 2, 3, 6, 7);
+    return SHUFFLE(a[0], a[1], 0, 2, 4, 6) + SHUFFLE(a[0], a[1], 1, 3, 5, 7);
+#endif
+}
+
+/* --- a block of R query rows and a tile of tokens ----------------------------------------------------------------- */
+
+struct tile {
+    const float *k[TILE], *v[TILE];
+    const char *next_k[TILE], *next_v[TILE]; /* rows of the tile that follows, as the cache has them */
+    int n, next_n, first;                    /* tokens of both, and the place of the first in its sequence */
+};
+
+/* S[t][r] = q[r] . k[t] for T tokens. */
+INLINE void scores_of(int rows, int tokens, const float *q, const float *const *k, int width, float *s) {
+    vec sum[8][ROWS];
+    UNROLL for (int t = 0; t < tokens; t++) {
+        UNROLL for (int r = 0; r < rows; r++) sum[t][r] = (vec){0};
+    }
+    for (int i = 0; i < width; i += LANES) {
+        vec key[8];
+        UNROLL for (int t = 0; t < tokens; t++) key[t] = *(const vec *)(k[t] + i);
+        UNROLL for (int r = 0; r < rows; r++) {
+            vec query = *(const vec *)(q + (int64_t)r * width + i);
+            UNROLL for (int t = 0; t < tokens; t++) sum[t][r] += query * key[t];
+        }
+    }
+    UNROLL for (int t = 0; t < tokens; t++) *(row_vec *)(s + t * ROWS) = sums_over_lanes(rows, sum[t]);
+}
+
+/* O[r] += S[t][r] v[t] for D vectors of the width, from element `at` on. */
+INLINE void values_of(int rows, int vectors, const float *s, const struct tile *tile, float *o, int width, int at) {
+    vec sum[ROWS][8];
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int d = 0; d < vectors; d++) sum[r][d] = *(const vec *)(o + (int64_t)r * width + at + d * LANES);
+    }
+    for (int t = 0; t < tile->n; t++) {
+        vec value[8];
+        UNROLL for (int d = 0; d < vectors; d++) value[d] = *(const vec *)(tile->v[t] + at + d * LANES);
+        UNROLL for (int r = 0; r < rows; r++) {
+            UNROLL for (int d = 0; d < vectors; d++) sum[r][d] += s[t * ROWS + r] * value[d];
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int d = 0; d < vectors; d++) *(vec *)(o + (int64_t)r * width + at + d * LANES) = sum[r][d];
+    }
+}
+
+INLINE void prefetch(const struct work *w, const struct tile *tile, int from, int to) {
+    for (int t = from; t < to && t < tile->next_n; t++) {
+        for (int64_t i = 0; i < (int64_t)w->key_width * BYTES[w->format]; i += LINE)
+            __builtin_prefetch(tile->next_k[t] + i, 0, 3);
+        if (w->v)
+            for (int64_t i = 0; i < (int64_t)w->value_width * BYTES[w->format]; i += LINE)
+                __builtin_prefetch(tile->next_v[t] + i, 0, 3);
+    }
+}
+
+/* R rows attend a tile; o, peak and sum are their outputs, peaks and sums so far, s is room for scores. The first rows
+   prefetch the next tile: half of it between scores, half between values, since memory is to be busy all the time. */
+INLINE void attend(int rows, int tokens, int vectors, const struct work *w, const struct tile *tile, int is_first,
+                   const float *q, const int32_t *attended, float *s, float *o, float *peak, float *sum) {
+    const int n = tile->n, width = w->value_width;
+    int t = 0;
+    for (; t + tokens <= n; t += tokens) {
+        scores_of(rows, tokens, q, tile->k + t, w->key_width, s + t * ROWS);
+        if (is_first) prefetch(w, tile, t / 2, (t + tokens) / 2);
+    }
+    if (is_first) prefetch(w, tile, t / 2, n / 2);
+    for (; t < n; t++) scores_of(rows, 1, q, tile->k + t, w->key_width, s + t * ROWS);
+
+    row_vec before = {0}, total = {0};
+    row_int limit = {0};
+    int everyone = attended[0];
+    for (int r = 0; r < rows; r++) {
+        before[r] = peak[r], total[r] = sum[r], limit[r] = attended[r] - tile->first;
+        if (attended[r] < everyone) everyone = attended[r];
+    }
+    row_vec *scores = (row_vec *)s, top = before;
+    for (t = everyone > tile->first ? everyone - tile->first : 0; t < n; t++)
+        scores[t] = choose(limit > t, scores[t], (row_vec){0} - INFINITY);
+    for (t = 0; t < n; t++) top = larger(scores[t], top);
+    row_vec fade = exp2_of(before - top);
+    total *= fade;
+    for (t = 0; t < n; t++) total += scores[t] = exp2_of(scores[t] - top);
+    for (int r = 0; r < rows; r++) {
+        peak[r] = top[r], sum[r] = total[r];
+        if (fade[r] != 1.0f)
+            for (int i = 0; i < width; i++) o[(int64_t)r * width + i] *= fade[r];
+    }
+    int at = 0;
+    for (; at + vectors * LANES <= width; at += vectors * LANES) {
+        values_of(rows, vectors, s, tile, o, width, at);
+        if (is_first)
+            prefetch(w, tile, n / 2 + at * (n - n / 2) / width, n / 2 + (at + vectors * LANES) * (n - n / 2) / width);
+    }
+    for (; at < width; at += LANES) values_of(rows, 1, s, tile, o, width, at);
+}
+
+/* --- pieces ------------------------------------------------------------------------------------------------------- */
+
+/* Rows of tokens first .. first + n - 1 of a sequence, through its page table. */
+static void find_rows(const struct work *w, const int32_t *place, int first, int n, const char **k, const char **v) {
+    const int32_t *table = w->page_table + (int64_t)place[0] * w->table_width;
+    const int bytes = BYTES[w->format];
+    for (int t = 0; t < n;) {
+        int slot = (first + t) % w->page_tokens, page = table[(first + t) / w->page_tokens];
+        const char *key = w->k + bytes * (page * w->k_page + slot * w->k_token + place[1] * w->k_head);
+        const char *value = w->v ? w->v + bytes * (page * w->v_page + slot * w->v_token + place[1] * w->v_head) : key;
+        for (; slot < w->page_tokens && t < n; slot++, t++) {
+            k[t] = key, v[t] = value;
+            key += bytes * w->k_token, value += bytes * (w->v ? w->v_token : w->k_token);
+        }
+    }
+}
+
+/* Tokens of a tile. With few rows memory sets the pace, and a tile has to fit the first-level cache beside the next;
+   many rows move more of their own outputs, once for each tile, than of the cache. */
+static int tile_tokens(const struct work *w) {
+    const int bytes = (w->key_width + (w->v ? w->value_width : 0)) * 4;
+    const int tokens = (w->rows < 8 ? 18 << 10 : w->rows <= 16 ? 36 << 10 : 72 << 10) / bytes;
+    return tokens < 4 ? 4 : tokens > TILE ? TILE : tokens;
+}
+
+static int at_most(int a, int b) { return a < b ? a : b; }
+
+static void run_piece(const struct work *w, int piece, float *room) {
+    const int unit = w->pieces[3 * piece], end = w->pieces[3 * piece + 2], M = w->rows, size = tile_tokens(w);
+    const int32_t *place = w->unit_place + 2 * unit, *attended = w->attended + (int64_t)unit * M;
+    const float *q = w->q + (int64_t)unit * M * w->key_width;
+    float *o = w->partial + (int64_t)piece * M * w->value_width, *s = room, *wide = room + TILE * ROWS;
+    float *peak = w->peaks + (int64_t)piece * M, *sum = w->sums + (int64_t)piece * M;
+    struct tile tile;
+    memset(o, 0, sizeof(float) * M * w->value_width);
+    memset(sum, 0, sizeof(float) * M);
+    for (int r = 0; r < M; r++) peak[r] = -1e30f;
+    tile.first = w->pieces[3 * piece + 1], tile.next_n = at_most(size, end - tile.first);
+    find_rows(w, place, tile.first, tile.next_n, tile.next_k, tile.next_v);
+    for (; tile.first < end; tile.first += tile.n) {
+        tile.n = tile.next_n;
+        for (int t = 0; t < tile.n; t++) {
+            tile.k[t] = (const float *)tile.next_k[t], tile.v[t] = (const float *)tile.next_v[t];
+            if (w->format == FP32) continue;
+            float *key = wide + (int64_t)t * (w->key_width + (w->v ? w->value_width : 0)), *value = key;
+            widen(w->format, tile.next_k[t], key, w->key_width);
+            if (w->v) widen(w->format, tile.next_v[t], value = key + w->key_width, w->value_width);
+            tile.k[t] = key, tile.v[t] = value;
+        }
+        tile.next_n = at_most(size, end - tile.first - tile.n);
+        find_rows(w, place, tile.first + tile.n, tile.next_n, tile.next_k, tile.next_v);
+        for (int r = 0, rows; r < M; r += rows) {
+#define ATTEND(R, T, D) attend(rows = R, T, D, w, &tile, r == 0, q + (int64_t)r * w->key_width, attended + r, s, \
+                               o + (int64_t)r * w->value_width, peak + r, sum + r)
+#if LANES == 16
+            if (M - r >= 8) ATTEND(8, 3, 2);
+            else
+#endif
+            if (M - r >= 4) ATTEND(4, 3, 2);
+            else if (M - r >= 2) ATTEND(2, 4, 4);
+            else ATTEND(1, 8, 8);
+        }
+    }
+}
+
+/* Outputs and natural-log sums of a unit from its pieces; 0 and -inf for a row that attends nothing. */
+static void combine(const struct work *w, int unit) {
+    const int M = w->rows, Z = w->value_width, from = w->unit_pieces[2 * unit], to = w->unit_pieces[2 * unit + 1];
+    for (int r = 0; r < M; r++) {
+        float top = -1e30f, total = 0.0f, *out = w->out + ((int64_t)unit * M + r) * Z;
+        for (int p = from; p < to; p++) top = fmaxf(top, w->peaks[(int64_t)p * M + r]);
+        for (int i = 0; i < Z; i++) out[i] = 0.0f;
+        for (int p = from; p < to; p++) {
+            const float weight = exp2f(w->peaks[(int64_t)p * M + r] - top), *o = w->partial + ((int64_t)p * M + r) * Z;
+            total += weight * w->sums[(int64_t)p * M + r];
+            for (int i = 0; i < Z; i++) out[i] += weight * o[i];
+        }
+        w->lse[(int64_t)unit * M + r] = total == 0.0f ? -INFINITY : (top + log2f(total)) * 0.69314718f;
+        const float scale = total == 0.0f ? 0.0f : w->out_scale / total;
+        for (int i = 0; i < Z; i++) out[i] *= scale;
+    }
+}
+
+/* Floats of room that a thread needs. */
+int64_t room_floats(const struct work *w) {
+    return TILE * ROWS + (int64_t)TILE * (w->key_width + w->value_width);
+}
+
+/* What one thread does: pieces until none are left. */
+void decode(const struct work *w, float *room) {
+    for (int piece; (piece = atomic_fetch_add(w->next, 1)) < w->n_pieces;) {
+        run_piece(w, piece, room);
+        const int unit = w->pieces[3 * piece];
+        if (atomic_fetch_sub(w->waiting + unit, 1) == 1) combine(w, unit);
+    }
+}
