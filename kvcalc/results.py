@@ -11,7 +11,7 @@ from kvcalc.architecture.attention import Attention, Form
 from kvcalc.architecture.layout import Layout
 from kvcalc.architecture.model import Model
 from kvcalc.hardware import Gpu
-from kvcalc.sizing import CacheSize, MemoryFit, attention_counts
+from kvcalc.sizing import CacheSize, MemoryFit, attention_counts, fit
 from kvcalc.timing.roofline import Roofline
 from kvcalc.timing.step import DECODE, PREFILL, Step, Term, total
 from kvcalc.units import exact
@@ -52,23 +52,40 @@ class Estimate:
 
         steps = {phase: replace(step, parallelism=self.parallelism) for phase, step in self.steps.items()}
         terms = {phase: tuple(timed.term for timed in bound.terms) for phase, bound in self.rooflines.items()}
-        prompt = None
-        if self.output_tokens is not None:
-            prompt_tokens = max(1, self.workload.context_tokens - self.output_tokens // 2)
-            one = replace(self.workload, batch=1, context_tokens=prompt_tokens, query_tokens=1)
-            single = replace(steps[PREFILL], workload=one)
-            prompt = step_time(single, single.terms(), self.gpu, self.calibrations)
         return {
             PREFILL: step_time(steps[PREFILL], terms[PREFILL], self.gpu, self.calibrations),
-            DECODE: step_time(
-                steps[DECODE],
-                terms[DECODE],
-                self.gpu,
-                self.calibrations,
-                prefill=prompt,
-                output_tokens=self.output_tokens,
-            ),
+            DECODE: step_time(steps[DECODE], terms[DECODE], self.gpu, self.calibrations)
+            if self.output_tokens is None
+            else self._aggregated(steps, self.gpu, self.output_tokens),
         }
+
+    def _aggregated(self, steps: Mapping[str, Step], gpu: Gpu, output_tokens: int) -> "StepTime":
+        """The decode step among other requests' prompts, one a replica at once, of the sequences that memory holds."""
+        from kvcalc.timing.serving import RESERVING, aggregated
+        from kvcalc.timing.step_time import step_time
+
+        prompt_tokens = max(1, self.workload.context_tokens - output_tokens // 2)
+        one = replace(self.workload, batch=self.parallelism.dp, context_tokens=prompt_tokens, query_tokens=1)
+        prompt = replace(steps[PREFILL], workload=one)
+        fits = self.memory.max_batch if self.memory is not None else self.workload.batch
+        if self.memory is not None and self.layout.name.partition(" ")[0] in RESERVING:
+            fits = fit(
+                self.model,
+                self.layout,
+                replace(self.workload, context_tokens=prompt_tokens + output_tokens),
+                self.parallelism,
+                usable_bytes=self.memory.usable_bytes,
+                weights_dtype=self.weights_dtype,
+                mtp=self.mtp,
+            ).max_batch
+        return aggregated(
+            steps[DECODE],
+            gpu,
+            self.calibrations,
+            prefill=step_time(prompt, prompt.terms(), gpu, self.calibrations),
+            output_tokens=output_tokens,
+            fits=fits,
+        )
 
     @cached_property
     def terms(self) -> Mapping[str, tuple[Term, ...]]:

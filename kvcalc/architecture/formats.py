@@ -209,7 +209,15 @@ WEIGHT_FORMATS: dict[str, Packing] = {
 }
 """Bytes of weights; per-channel scales, a few thousandths of a percent, are not counted."""
 
-WEIGHT_COMPUTE = {"fp32": "fp32", "fp16": "fp16", "fp8": "fp8", "fp8_block": "fp8", "mxfp8": "fp8", "int8": "int8"}
+WEIGHT_COMPUTE = {
+    "fp32": "fp32",
+    "fp16": "fp16",
+    "fp8": "fp8",
+    "fp8_block": "fp8",
+    "mxfp8": "fp8",
+    "int8": "int8",
+    "nvfp4": "fp4",
+}
 """The format that products with such weights are computed in where the device has it; bf16 for those not named."""
 
 

@@ -63,7 +63,7 @@ Dp = Annotated[int, typer.Option(help="Attention data parallel replicas.")]
 Dcp = Annotated[int, typer.Option(help="Decode context parallel ranks, of the tp ranks.")]
 Ep = Annotated[
     int,
-    typer.Option(help="Expert parallel ranks, of the tp x dp ranks; even routing is assumed, so no number changes."),
+    typer.Option(help="Expert parallel ranks, of the tp x dp ranks; expected times go by it, bytes do not."),
 ]
 Mtp = Annotated[bool, typer.Option("--mtp", help="Count multi-token prediction layers too.")]
 Engine = Annotated[

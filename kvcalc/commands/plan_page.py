@@ -116,7 +116,7 @@ def _rates(result: Plan) -> Table:
     title = "Speed at best: the datasheet's roofline, without launches and communication; expect less"
     if any(row.interval_tpot_s for row in result.rows):
         columns[3:4] = ["90 % interval"]
-        title = "Speed as the GPU's calibration expects it; exchanges of experts and of dcp are not in it"
+        title = "Speed as the GPU's calibration expects it"
     return Table(
         title=title,
         columns=columns,

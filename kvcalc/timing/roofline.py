@@ -68,5 +68,5 @@ def _timed(term: Term, gpu: Gpu) -> TimedTerm:
 
 
 def compute_format(wanted: str, gpu: Gpu) -> str:
-    """The format that products run in: 8-bit weights are widened to bf16 on a GPU without such units."""
-    return "bf16" if wanted in ("fp8", "int8") and wanted not in gpu.peak_flop_per_s else wanted
+    """The format that products run in: narrow weights are widened to bf16 on a GPU without such units."""
+    return "bf16" if wanted in ("fp8", "int8", "fp4") and wanted not in gpu.peak_flop_per_s else wanted

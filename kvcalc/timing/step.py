@@ -3,7 +3,7 @@
 A term is the same part of every layer of one kind: attention, index scores, projections, feed-forward, experts, head.
 Weights are read once a step whatever the batch; a mixture of experts reads the distinct experts that its tokens are
 expected to take. Communication between GPUs is not a term here: what `roofline` makes of these is a bound, and links
-have latencies that no datasheet states.
+have latencies that no datasheet states. `step_time` adds it (kvcalc.timing.exchange).
 """
 
 from collections import Counter
@@ -40,6 +40,9 @@ class Term:
     name     what it is; `detail` says of which kind
     layers   layers (or attentions, or networks) that it sums over
     compute  the number format that it multiplies in
+    weights  what it multiplies with, each with how many there are
+    tokens   that it multiplies; experts: those of all replicas, which `network` spreads
+    of       the attention whose projections they are
     """
 
     name: str
@@ -48,6 +51,10 @@ class Term:
     traffic: Traffic
     compute: str
     source: str
+    weights: tuple[tuple[Weight, int], ...] = ()
+    tokens: int = 0
+    network: MixtureOfExperts | None = None
+    of: Attention | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +149,8 @@ class Step:
                 source=attention.source,
             )
         weights = attention.weights(self.model.hidden_size)
-        yield self._weights_term("projections", attention.label, count, [(weight, count) for weight in weights])
+        products = [(weight, count) for weight in weights]
+        yield self._weights_term("projections", attention.label, count, products, of=attention)
 
     def form(self, attention: Attention) -> Form | None:
         """The form that the phase computes in, where it is not the one that the components tell of."""
@@ -194,6 +202,9 @@ class Step:
             ),
             compute=self._compute(Part.EXPERTS),
             source=network.source,
+            weights=tuple((weight, count) for weight in weights),
+            tokens=tokens,
+            network=network,
         )
 
     def _weights_term(
@@ -203,6 +214,7 @@ class Step:
         layers: int,
         weights: list[tuple[Weight, int]],
         tokens: int | None = None,
+        of: Attention | None = None,
     ) -> Term:
         """Weights, each with how many there are, read once; and the products of `tokens` tokens with them."""
         tokens = self.tokens if tokens is None else tokens
@@ -222,13 +234,20 @@ class Step:
             traffic=Traffic(flop=flop, read_bytes=read),
             compute=self._compute(part),
             source="2 FLOPs an element and token; every weight is read once a step",
+            weights=tuple(weights),
+            tokens=tokens,
+            of=of,
         )
+
+    def weight_format(self, part: Part) -> str:
+        """The format that a part's weights are stored in."""
+        return weight_format(self.model, part, self.weights_dtype)
 
     def _packing(self, weight: Weight) -> Packing:
         return weight_packing(self.model, weight.part, self.weights_dtype)
 
     def _compute(self, part: Part) -> str:
-        return WEIGHT_COMPUTE.get(weight_format(self.model, part, self.weights_dtype), "bf16")
+        return WEIGHT_COMPUTE.get(self.weight_format(part), "bf16")
 
 
 def total(terms: tuple[Term, ...]) -> Traffic:

@@ -1,19 +1,16 @@
-"""Expected time of a whole step on one rank: calibrated attention, and all around it from achieved rates.
+"""Expected time of a whole step on one rank: calibrated attention, and all around it by shape and message size.
 
     attention     the calibrated call of each attention, once a layer (kvcalc.timing.attention_time); under a selection
                   the index scores are such a call over all index keys, and picking the top k a pass over the scores
-    weights       each product launches, then streams its weights at an achieved share of the bandwidth or multiplies at
-                  an achieved share of the peak, rows padded to 64: launch + norm_3(bytes / (f BW), FLOP / (g peak))
+    products      projections, feed-forward, experts, head: by shape (kvcalc.timing.products, kvcalc.timing.gemm); the
+                  pass that quantises their rows is taken to be fused with what comes before, as engines do
     element-wise  norms, rotary embedding, activation, residuals: small kernels in a CUDA graph, a fixed time a layer
-    all-reduce    two a layer under tensor parallelism: latency + 2 (n - 1) / n x bytes / (share x link)
+    exchanges     all-reduces under tensor parallelism; dispatch and combine of experts' tokens under data parallel
+                  attention; queries and outputs under decode context parallelism (kvcalc.timing.exchange)
     sampling      what the host and the sampler add to a step, and for each of its sequences
-    prefills      `aggregated` serving: other requests' prompts run on the same GPUs; with B sequences of
-                  `output_tokens` each, B / output_tokens prompts a step
+    prefills      aggregated serving: kvcalc.timing.serving
 
-The constants around attention are of an architecture and round: GEMM launch and rates from aiconfigurator-core 0.12.0's
-GEMM tables (bf16, TensorRT-LLM: launch 2.6 to 3.3 us, 0.74 to 0.82 of the bandwidth, 0.69 to 0.79 of the peak; the form
-is 10 to 14 % off its rows on average), the others from its all-reduce tables and served points. A prediction of the sum
-says how wide it may be off: attention's own interval, and REST_LOW to REST_HIGH for all else.
+A prediction of the sum says how wide it may be off: attention's interval, EXPERTS, EXCHANGES, and REST for the rest.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,35 +28,26 @@ from kvcalc.architecture.layout import tokens_on_rank
 from kvcalc.errors import UsageError
 from kvcalc.hardware import Gpu
 from kvcalc.sizing import attention_counts
+from kvcalc.timing import exchange, gemm
 from kvcalc.timing.attention_time import AttentionCase
 from kvcalc.timing.calibrated import UNSEEN_SCALE, CalibratedKernel, Calibration, choose
+from kvcalc.timing.products import INPUT_BYTES, products
 from kvcalc.timing.roofline import compute_format
 from kvcalc.timing.step import ACTIVATION_BYTES, DECODE, Step, Term
 
-PRODUCT_LAUNCH_S = 3e-6
+LAUNCH_S = 3e-6
 BANDWIDTH_FRACTION = 0.80
-MATRIX_FRACTION = {"Hopper": 0.79, "Ampere": 0.85, "Ada Lovelace": 0.75, "Blackwell": 0.70, "Blackwell Ultra": 0.70}
-OTHER_MATRIX_FRACTION = 0.6
-PRODUCT_ROWS = 64
 ELEMENTWISE_LAYER_S = 8e-6
-REDUCE_LATENCY_S = 7e-6
-REDUCE_LINK_FRACTION = 0.6
+SUM_BYTES = 4
 SAMPLING_S = 0.6e-3
 SEQUENCE_S = 10e-6
 PREFILL_ATTENTION_FRACTION = 0.55
-REST_LOW, REST_HIGH = 0.8, 1.35
-LAUNCHES = {
-    "projections": 2,
-    "projections MLA": 6,
-    "feed forward": 2,
-    "experts": 4,
-    "MoE shared experts": 2,
-    "MoE router": 2,
-    "head": 1,
-    "embedding": 1,
-    "norms and other": 0,
-}
-"""Kernels of a part in one layer: fused projections; MLA's absorbed products; grouped experts with their routing."""
+REST, EXPERTS, EXCHANGES = (0.8, 1.35), (0.57, 2.1), (0.7, 1.5)
+"""Ends of the 90 % interval as shares of what is expected: of served steps; of the MoE tables, where engines' kernels
+differ most; of the tables of exchanges."""
+
+OTHER_LAUNCHES = {"embedding": 1}
+"""Kernels of a part in one layer beside its products: a lookup."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,15 +98,8 @@ def step_time(
     terms: Sequence[Term],
     gpu: Gpu,
     calibrations: Sequence[Calibration],
-    *,
-    prefill: "StepTime | None" = None,
-    output_tokens: int | None = None,
 ) -> StepTime:
-    """The expected time of a step of one rank.
-
-    terms          the rank's terms of the step
-    prefill        expected time of one request's prompt, for aggregated serving of `output_tokens` a request
-    """
+    """The expected time of a step of one rank, of which `terms` are the rank's terms."""
     if gpu.num_sms is None:
         return StepTime(unknown=f"{gpu.slug} states no number of SMs")
     if not calibrations:
@@ -141,20 +122,8 @@ def step_time(
             if step.phase != DECODE:
                 parts.append(_prefill_attention(term, gpu))
         else:
-            parts.append(_products(term, step, gpu))
-    parts += _around(step, sum(count for _, count in layers), gpu)
-    if prefill is not None and output_tokens is not None and prefill.expected_s is not None:
-        share = step.sequences / output_tokens
-        parts.append(
-            _part(
-                "other prefills",
-                f"{share:.3g} prompts a step",
-                share * prefill.expected_s,
-                "sequences / output tokens x time of a prompt",
-                f"{step.sequences} sequences / {output_tokens} output tokens x {_us(prefill.expected_s)}",
-                "aggregated serving: prompts run on the GPUs that decode",
-            )
-        )
+            parts.append(_not_below(_products(term, step, gpu), bounds))
+    parts += _around(step, terms, sum(count for _, count in layers), gpu)
     return StepTime(parts=tuple(parts))
 
 
@@ -183,20 +152,28 @@ def _not_modelled(attention: Attention) -> str | None:
     return f"no kernel of {attention.label} is modelled"
 
 
-def _part(name: str, detail: str, seconds: float, symbols: str, formula: str, source: str) -> TimedPart:
+def other_part(
+    name: str,
+    detail: str,
+    seconds: float,
+    symbols: str,
+    formula: str,
+    source: str,
+    ends: tuple[float, float] = REST,
+) -> TimedPart:
     return TimedPart(
         name=name,
         detail=detail,
         seconds=seconds,
-        low=REST_LOW,
-        high=REST_HIGH,
+        low=ends[0],
+        high=ends[1],
         symbols=symbols,
         formula=formula,
         source=source,
     )
 
 
-def _us(seconds: float) -> str:
+def us(seconds: float) -> str:
     return f"{seconds * 1e6:.6f} us / 1,000,000"
 
 
@@ -232,12 +209,12 @@ def _attention(
         yield _call("index scores", attention, scores, kernel, count, UNSEEN_SCALE)
         passes = 8 * scores.batch * scores.query_tokens * scores.context_tokens
         stream_s = passes / (BANDWIDTH_FRACTION * gpu.memory_bandwidth_bytes_per_s)
-        yield _part(
+        yield other_part(
             "top k",
             attention.label,
-            count * (PRODUCT_LAUNCH_S + stream_s),
+            count * (LAUNCH_S + stream_s),
             "layers x (launch + scores written and read)",
-            _sum(count, PRODUCT_LAUNCH_S, stream_s),
+            _sum(count, LAUNCH_S, stream_s),
             attention.source,
         )
 
@@ -247,12 +224,19 @@ def _sum(count: int, *each_s: float) -> str:
     return f"{count} x ({' + '.join(f'{seconds * 1e6:.6f} us' for seconds in each_s)}) / 1,000,000"
 
 
+def _sum_of(each: Sequence[tuple[int, float]]) -> str:
+    """`(61 x 3 us + 1 x 0.7 us) / 1,000,000` of counts and seconds."""
+    return f"({' + '.join(f'{count} x {seconds * 1e6:.6f} us' for count, seconds in each)}) / 1,000,000"
+
+
 def attention_case(step: Step, attention: Attention, components: tuple[Component, ...]) -> AttentionCase:
     """The call of one layer on the busiest rank, against these components of an attention."""
     parallelism, first = step.parallelism, components[0]
     shards = parallelism.kv_shards
     kv_heads = first.heads_on_rank(shards)
-    records = [record for record in step.layout.records(attention, shards=shards) if record.components[0] in components]
+    names = {component.name for component in components}  # an engine may keep more tokens of them than they need
+    found = step.layout.records(attention, shards=shards)
+    records = [record for record in found if record.components[0].name in names] or list(found)
     share = tokens_on_rank(records[0], step.workload.context_tokens, parallelism.dcp)
     read = records[0].slots.read(share, min(share, step.query_tokens))
     size = sum(record.bytes_per_slot for record in records)
@@ -300,22 +284,32 @@ def _call(
 
 
 def _products(term: Term, step: Step, gpu: Gpu) -> TimedPart:
-    label = "projections MLA" if term.name == "projections" and "MLA" in term.detail else term.name
-    launches = term.layers * LAUNCHES.get(label, 2)
-    rows = max(1, step.tokens)
-    padded = term.traffic.flop * (-(-rows // PRODUCT_ROWS) * PRODUCT_ROWS / rows)
-    peak = gpu.peak(compute_format(term.compute, gpu))
-    share = MATRIX_FRACTION.get(gpu.architecture, OTHER_MATRIX_FRACTION)
-    memory_s = term.traffic.moved_bytes / (BANDWIDTH_FRACTION * gpu.memory_bandwidth_bytes_per_s)
-    matrix_s = padded / (share * peak)
-    work_s = (memory_s**3 + matrix_s**3) ** (1 / 3)
-    return _part(
+    """A term's products by shape, with the kernels beside them; what has none streams its bytes."""
+    compute = compute_format(term.compute, gpu)
+    peak, launched = gpu.peak(compute), list(products(term, step, compute))
+    shapes = [each.product.shape for each in launched]
+    is_grouped = term.network is not None and bool(launched)
+    kernels: list[tuple[int, float]] = []  # how many, and seconds of each
+    if is_grouped:
+        rates = gemm.gemm_rates(gpu, launched[0].weights)
+        kernels.append((term.layers, gemm.grouped_s([each.product for each in launched], gpu, rates, peak)))
+    for each in launched if not is_grouped else ():
+        rates = gemm.gemm_rates(gpu, each.weights)
+        seconds = gemm.gemm_s(each.product, gpu, rates, peak) + gemm.quantise_s(each.product, gpu, rates, fused=True)
+        kernels.append((each.layers, seconds))
+    if others := term.layers * OTHER_LAUNCHES.get(term.name, 0):
+        kernels.append((others, LAUNCH_S))
+    if not shapes:
+        kernels.append((1, term.traffic.moved_bytes / (BANDWIDTH_FRACTION * gpu.memory_bandwidth_bytes_per_s)))
+    source = gemm.GROUPED_SOURCE if is_grouped else gemm.SOURCE
+    return other_part(
         term.name,
         term.detail,
-        launches * PRODUCT_LAUNCH_S + work_s,
-        f"launches + norm of weights at {BANDWIDTH_FRACTION:g} of the bandwidth and products at {share:g} of the peak",
-        f"{launches} launches x {_us(PRODUCT_LAUNCH_S)} + {_us(work_s)}",
-        "achieved rates of dense products, aiconfigurator-core 0.12.0 gemm tables",
+        sum(count * seconds for count, seconds in kernels),
+        f"sum of layers x kernel: {'; '.join(shapes)}" if shapes else "launches + bytes streamed",
+        _sum_of(kernels),
+        source if shapes else "a lookup and vectors",
+        EXPERTS if is_grouped else REST,
     )
 
 
@@ -323,20 +317,20 @@ def _prefill_attention(term: Term, gpu: Gpu) -> TimedPart:
     rate = PREFILL_ATTENTION_FRACTION * gpu.peak(compute_format(term.compute, gpu))
     memory_s = term.traffic.moved_bytes / (BANDWIDTH_FRACTION * gpu.memory_bandwidth_bytes_per_s)
     work_s = max(memory_s, term.traffic.flop / rate)
-    return _part(
+    return other_part(
         term.name,
         term.detail,
-        term.layers * PRODUCT_LAUNCH_S + work_s,
+        term.layers * LAUNCH_S + work_s,
         f"launches + the larger of bytes and FLOPs at {PREFILL_ATTENTION_FRACTION:g} of the peak",
-        f"{term.layers} launches x {_us(PRODUCT_LAUNCH_S)} + {_us(work_s)}",
+        f"{term.layers} launches x {us(LAUNCH_S)} + {us(work_s)}",
         "achieved rate of flash attention",
     )
 
 
-def _around(step: Step, layers: int, gpu: Gpu) -> Iterator[TimedPart]:
+def _around(step: Step, terms: Sequence[Term], layers: int, gpu: Gpu) -> Iterator[TimedPart]:
     moved = 10 * step.tokens * step.model.hidden_size * ACTIVATION_BYTES
     stream_s = moved / (BANDWIDTH_FRACTION * gpu.memory_bandwidth_bytes_per_s)
-    yield _part(
+    yield other_part(
         "element-wise",
         "norms, rotary, activation",
         layers * (ELEMENTWISE_LAYER_S + stream_s),
@@ -344,23 +338,97 @@ def _around(step: Step, layers: int, gpu: Gpu) -> Iterator[TimedPart]:
         _sum(layers, ELEMENTWISE_LAYER_S, stream_s),
         "small kernels in a CUDA graph",
     )
-    ranks = step.parallelism.tp
-    if ranks > 1 and gpu.link is not None:
-        message = step.tokens * step.model.hidden_size * ACTIVATION_BYTES
-        link_s = 2 * (ranks - 1) / ranks * message / (REDUCE_LINK_FRACTION * gpu.link.bytes_per_s_per_direction)
-        yield _part(
-            "all-reduce",
-            f"{ranks} ranks",
-            2 * layers * (REDUCE_LATENCY_S + link_s),
-            f"2 x layers x (latency + hidden states at {REDUCE_LINK_FRACTION:g} of the link)",
-            _sum(2 * layers, REDUCE_LATENCY_S, link_s),
-            gpu.link.type,
-        )
-    yield _part(
+    yield from _exchanges(step, terms, layers, gpu)
+    yield other_part(
         "sampling",
         "host and sampler",
         SAMPLING_S + step.sequences * SEQUENCE_S,
         "a time a step + a time a sequence",
-        f"{_us(SAMPLING_S)} + {step.sequences} sequences x {_us(SEQUENCE_S)}",
+        f"{us(SAMPLING_S)} + {step.sequences} sequences x {us(SEQUENCE_S)}",
         "served points of aiconfigurator-core 0.12.0, silicon_sample.csv",
+    )
+
+
+def _exchanges(step: Step, terms: Sequence[Term], layers: int, gpu: Gpu) -> Iterator[TimedPart]:
+    """What the ranks of a stage send each other: sums of hidden states, and experts' tokens to and fro."""
+    mix, hidden = step.parallelism, step.model.hidden_size
+    dense = sum(term.layers for term in terms if term.name == "feed forward" and term.detail == "dense")
+    experts = [term for term in terms if term.network is not None]
+    spread = mix.dp > 1  # else all ranks have all tokens, and what experts give is summed with the rest
+    reduces = layers + dense + (0 if spread else sum(term.layers for term in experts))
+    message = step.tokens * hidden * ACTIVATION_BYTES
+    if mix.tp > 1:
+        yield from _exchange(
+            "all-reduce",
+            f"{mix.tp} ranks",
+            [(reduces, exchange.all_reduce_s(message, mix.tp, gpu))],
+            f"sums of {message:,} B of hidden states, after attention and feed-forward",
+            gpu,
+        )
+    if mix.dcp > 1 and step.phase == DECODE:
+        for term in terms:
+            if term.of is not None:
+                yield from _context_exchange(term, term.of, step, gpu)
+    for term in experts if spread else ():
+        yield from _expert_exchange(term, step, gpu)
+
+
+def _context_exchange(term: Term, attention: Attention, step: Step, gpu: Gpu) -> Iterator[TimedPart]:
+    """Ranks that share a sequence's tokens: each needs the others' queries, and their partial outputs are summed.
+
+    As vLLM does it: queries are all-gathered, then the log-sum-exps, and outputs are corrected and reduce-scattered
+    (vllm/attention/ops/common.py, cp_lse_ag_out_rs).
+    """
+    mix = step.parallelism
+    elements = step.tokens * attention.query_output_elements * mix.dcp // mix.tp
+    sums = step.tokens * attention.components()[0].query_heads * mix.dcp // mix.tp
+    each = exchange.all_gather_s(elements * ACTIVATION_BYTES / 2, mix.dcp, gpu)
+    scales = exchange.all_gather_s(sums * SUM_BYTES, mix.dcp, gpu)
+    yield from _exchange(
+        "dcp exchange",
+        f"{attention.label}, {mix.dcp} ranks",
+        [(term.layers, each), (term.layers, scales), (term.layers, each)],
+        f"layers x (all-gather of queries and of log-sum-exps + reduce-scatter of outputs, {elements:,} elements)",
+        gpu,
+    )
+
+
+def _expert_exchange(term: Term, step: Step, gpu: Gpu) -> Iterator[TimedPart]:
+    """Tokens of data parallel replicas on their way to the experts and back."""
+    mix, network = step.parallelism, term.network
+    ranks = mix.tp * mix.dp
+    width = (network.latent_size if network is not None else None) or step.model.hidden_size
+    sent = INPUT_BYTES.get(compute_format(term.compute, gpu), ACTIVATION_BYTES)
+    if mix.ep == 1 or network is None:
+        tokens = step.workload.batch * step.query_tokens
+        there = exchange.all_gather_s(tokens * width * sent, ranks, gpu)
+        back = exchange.all_gather_s(tokens * width * ACTIVATION_BYTES, ranks, gpu)
+        symbols = f"layers x (all-gather of {tokens:,} tokens x {width:,} + reduce-scatter of what experts give)"
+        yield from _exchange("all-gather", f"{ranks} ranks", [(term.layers, there), (term.layers, back)], symbols, gpu)
+        return
+    active = float(network.active_experts)
+    copies = active if step.phase == DECODE else exchange.ranks_reached(mix.ep, active)
+    tokens = -(-step.tokens // mix.tp)
+    there = exchange.all_to_all_s(tokens * copies * width * sent, mix.ep, gpu)
+    back = exchange.all_to_all_s(tokens * copies * width * ACTIVATION_BYTES, mix.ep, gpu)
+    symbols = f"layers x (dispatch + combine of {tokens:,} tokens x {copies:.2f} copies x {width:,})"
+    yield from _exchange("all-to-all", f"{mix.ep} ranks", [(term.layers, there), (term.layers, back)], symbols, gpu)
+
+
+def _exchange(
+    name: str, detail: str, each: Sequence[tuple[int, float | None]], symbols: str, gpu: Gpu
+) -> Iterator[TimedPart]:
+    """Exchanges of one kind, each with how many there are; none where a GPU states no link."""
+    times = [(count, seconds) for count, seconds in each if seconds is not None]
+    if not times:
+        return
+    link = gpu.link.type if gpu.link is not None else "PCIe"
+    yield other_part(
+        name,
+        detail,
+        sum(count * seconds for count, seconds in times),
+        symbols,
+        _sum_of(times),
+        f"{link}; {exchange.SOURCE}",
+        EXCHANGES,
     )
