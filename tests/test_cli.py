@@ -14,6 +14,7 @@ import pytest
 
 import kvcalc as package
 from kvcalc.commands import estimate as estimate_command
+from kvcalc.commands.schema import WHAT
 from tests.command_line import ROOT, Result, call, environment, kvcalc
 
 SPEC = """\
@@ -314,7 +315,7 @@ def test_list_has_rows_with_names(capsys, name):
     assert len(set(names)) == len(names) or name == "engines", "engines have a row a version and backend"
 
 
-@pytest.mark.parametrize("what", ["model", "hardware", "estimate", "compare"])
+@pytest.mark.parametrize("what", WHAT)
 def test_schema_prints_a_json_schema(capsys, what):
     data = call(capsys, "schema", what).json()
     assert data["$schema"] == "https://json-schema.org/draft/2020-12/schema"

@@ -19,6 +19,7 @@ from kvcalc.specs.huggingface.layers import runs
 from kvcalc.specs.huggingface.refused import REFUSED, WRAPPERS
 from kvcalc.specs.huggingface.write import spec_yaml
 from kvcalc.specs.reader import Document, read_document
+from tests.command_line import call
 
 JUDGEMENT = Path(__file__).parent.parent / "benchmarks" / "results" / "transformers_judge.json"
 JUDGED = [
@@ -330,6 +331,31 @@ class TestRefusals:
     def test_an_unknown_field_that_may_matter(self, field: str, value: object) -> None:
         assert f"'{field}' is not a field of llama" in refusal(**LLAMA, **{field: value})
 
+    def test_all_unknown_fields_at_once(self) -> None:
+        with pytest.raises(SpecError) as caught:
+            imported(**LLAMA, kv_sharing=True, my_comment="x", conv_kernel=4, latent_size=32)
+        assert [problem.message.partition("' is")[0] for problem in caught.value.problems] == [
+            "config.json: 'kv_sharing",
+            "config.json: 'conv_kernel",
+            "config.json: 'latent_size",
+        ]
+        assert [bool(problem.hint) for problem in caught.value.problems] == [False, False, True]
+
+    def test_unmodelled_values_and_unknown_fields_at_once(self) -> None:
+        name, family = next((name, each) for name, each in FAMILIES.items() if len(each.modelled) > 1)
+        config = {"model_type": name, **dict.fromkeys(family.modelled, "nothing like it"), "cross_layer_cache": 2}
+        message = refusal(**config)
+        for field in family.modelled:
+            assert f"'{field}' of {name} is 'nothing like it'" in message
+
+    def test_places_of_all_unknown_fields(self) -> None:
+        text = json.dumps({**LLAMA, "kv_sharing": True, "cross_layer_cache": 2}, indent=1)
+        document = read_document("config.json", text)
+        with pytest.raises(SpecError) as caught:
+            spec_from_config(document.data, source="config.json", document=document)
+        places = [str(problem.place) for problem in caught.value.problems]
+        assert places == [f"config.json:{len(LLAMA) + line}:2" for line in (2, 3)]
+
     @pytest.mark.parametrize("field", ["unsloth_version", "torch_dtype_note", "auto_map", "my_comment", "rope_theta"])
     def test_an_unknown_field_that_does_not(self, field: str) -> None:
         assert imported(**LLAMA, **{field: "x"}).parameters == imported(**LLAMA).parameters
@@ -451,3 +477,34 @@ def test_tables_are_consistent() -> None:
 def test_sizes_that_a_config_leaves_out_are_told():
     with pytest.warns(UserWarning, match="num_key_value_heads as many as query heads, .*vocab_size 32000"):
         spec_from_config({"model_type": "llama", "hidden_size": 4096}, source="config.json")
+
+
+class TestImportCommand:
+    CONFIG = json.dumps(LLAMA)
+
+    def test_a_file_that_is_there_is_not_overwritten(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        config, output = tmp_path / "config.json", tmp_path / "model.yaml"
+        config.write_text(self.CONFIG)
+        output.write_text("mine")
+        done = call(capsys, "import", str(config), "-o", str(output))
+        assert done.code == 2
+        assert "is there already" in done.err
+        assert "--force" in done.err
+        assert output.read_text() == "mine"
+        assert call(capsys, "import", str(config), "-o", str(output), "--force").code == 0
+        assert "kind: gqa" in output.read_text()
+
+    def test_a_new_file_and_a_device(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        config, output = tmp_path / "config.json", tmp_path / "model.yaml"
+        config.write_text(self.CONFIG)
+        assert call(capsys, "import", str(config), "-o", str(output)).code == 0
+        assert output.is_file()
+        assert call(capsys, "import", str(config), "-o", "/dev/null").code == 0
+
+    def test_all_that_is_not_modelled_in_one_error(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps({**LLAMA, "kv_sharing": True, "cross_layer_cache": 2}, indent=1))
+        done = call(capsys, "import", str(config))
+        assert done.code == 2
+        for field in ("kv_sharing", "cross_layer_cache"):
+            assert f"'{field}' is not a field of llama" in done.err

@@ -241,13 +241,14 @@ def import_(
         str, typer.Argument(metavar="CONFIG", help="A config.json, hf:org/name, or - for standard input.")
     ],
     output: opt.Output = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file that -o names.")] = False,
 ) -> None:
     """A Hugging Face config.json as a kvcalc spec."""
 
     def body() -> int:
         from kvcalc.commands.import_ import run
 
-        return run(config, output=output)
+        return run(config, output=output, force=force)
 
     run(body)
 
@@ -271,7 +272,7 @@ def list_(
 
 @app.command()
 def schema(
-    what: Annotated[str, typer.Argument(metavar="model|hardware|estimate|compare")],
+    what: Annotated[str, typer.Argument(metavar="model|hardware|estimate|compare|profile|check|plan|reconcile")],
     output: opt.Output = None,
 ) -> None:
     """The JSON Schema of a spec or a result."""

@@ -8,7 +8,8 @@ from kvcalc.errors import UsageError
 from kvcalc.names import nearest
 from kvcalc.report.data import render_json
 
-WHAT = ("model", "hardware", "estimate", "compare")
+RESULTS = ("estimate", "compare", "profile", "check", "plan", "reconcile")
+WHAT = ("model", "hardware", *RESULTS)
 
 
 def run(what: str, *, output: Path | None) -> int:
@@ -31,7 +32,7 @@ def schema(what: str) -> dict[str, Any]:
         from kvcalc.specs.hardware import hardware_schema
 
         return hardware_schema()
-    if what in ("estimate", "compare"):
+    if what in RESULTS:
         from kvcalc.commands.result_schemas import result_schema
 
         return result_schema(what)

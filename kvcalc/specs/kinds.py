@@ -182,6 +182,8 @@ class Mamba2Spec(Spec):
     proj_bias: bool = False
     gated_norm: bool = True
     """A gated norm before the output projection."""
+    kernel_chunk_tokens: Count | None = None
+    """Tokens that its kernel computes together (chunk_size): engines may make their blocks multiples of it."""
 
 
 class GatedDeltaNetSpec(Spec):

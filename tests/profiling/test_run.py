@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'kvcalc[profile]'")
 
 from kvcalc.api import load_model  # noqa: E402
+from kvcalc.commands.result_schemas import result_schema  # noqa: E402
 from kvcalc.errors import NoDeviceError, UsageError  # noqa: E402
 from kvcalc.profiling import session  # noqa: E402
 from kvcalc.profiling.findings import findings  # noqa: E402
@@ -30,6 +31,7 @@ from tests.profiling.faults import (  # noqa: E402
     not_a_number,
     raise_,
 )
+from tests.schemas import faults  # noqa: E402
 
 MODEL = "deepseek-v2-lite"
 CASE_KEYS = {
@@ -69,6 +71,7 @@ def contexts(results):
 
 def test_json_has_the_keys_of_the_schema():
     found = json.loads(json.dumps(profile(Sound(), contexts=(32,), what_if="gqa:8,mha").to_json(), allow_nan=False))
+    assert faults(found, result_schema("profile")) == []
     assert (found["schema"], found["state"]) == ("kvcalc.profile/1", "complete")
     assert found["model"]["name"] == MODEL
     assert found["environment"]["device"]["kind"] == "cpu"

@@ -110,7 +110,11 @@ class Mamba1(_Recurrent):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mamba2(_Recurrent):
-    """State space duality: state [n_heads, head_dim, d_state], B and C shared by the heads of a group."""
+    """State space duality: state [n_heads, head_dim, d_state], B and C shared by the heads of a group.
+
+    kernel_chunk_tokens  that its kernel computes together; it changes nothing that is kept, but engines may make their
+                         blocks whole multiples of it. None: not stated
+    """
 
     kind: ClassVar[str] = "mamba-2"
     source: ClassVar[str] = "arXiv 2405.21060 sec. 7"
@@ -123,6 +127,7 @@ class Mamba2(_Recurrent):
     conv_bias: bool = True
     proj_bias: bool = False
     gated_norm: bool = True
+    kernel_chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_groups:

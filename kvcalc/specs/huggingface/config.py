@@ -8,6 +8,7 @@ LoRA) and is not replaced by a default.
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, NoReturn
@@ -141,38 +142,50 @@ class Config:
 
     def require(self, field: str, allowed: tuple[Any, ...], otherwise: Any = None) -> None:
         """Refuse a value that kvcalc has no model for."""
+        problem = self.unmodelled(field, allowed, otherwise)
+        if problem is not None:
+            raise SpecError([problem])
+
+    def unmodelled(self, field: str, allowed: tuple[Any, ...], otherwise: Any = None) -> Problem | None:
+        """What is wrong with a value that kvcalc has no model for; None where it has."""
         value = self.get(field, otherwise)
-        if not any(value == option and type(value) is type(option) for option in allowed):
-            self.refuse(
-                field,
-                f"'{field}' of {self.model_type} is {value!r}: kvcalc doesn't model that",
-                "modelled: " + ", ".join(repr(option) for option in allowed),
-            )
+        if any(value == option and type(value) is type(option) for option in allowed):
+            return None
+        return self.problem(
+            field,
+            f"'{field}' of {self.model_type} is {value!r}: kvcalc doesn't model that",
+            "modelled: " + ", ".join(repr(option) for option in allowed),
+        )
 
     def refuse(self, field: str, message: str, hint: str | None = None) -> NoReturn:
+        raise SpecError([self.problem(field, message, hint)])
+
+    def problem(self, field: str, message: str, hint: str | None = None) -> Problem:
+        """Something that is wrong with a field, at its place in the file."""
         place = None
         if self.document is not None:
             name = next((n for n in (field, *ALIASES.get(field, ())) if n in self.given), field)
             place = self.document.place((*self.path, name))
         prefix = "" if place else f"{self.source}: "
-        raise SpecError([Problem(message=prefix + message, place=place, hint=hint)])
+        return Problem(message=prefix + message, place=place, hint=hint)
 
-    def refuse_unread(self) -> None:
-        """Refuse keys that no table read, that are no field of the class, and that may change cache or parameters.
+    def unread(self) -> list[Problem]:
+        """Keys that no table has read, that are no field of the class, and that may change cache or parameters.
 
         Fields of the class itself are for the judge (benchmarks/transformers_judge.py) to find.
         """
+        found = []
         for name, value in self.given.items():
             if name in self.read or name in self.defaults or value in (None, False, 0, "", [], {}):
                 continue
             if HARMLESS.search(name) or not TELLING.search(name):
                 continue
-            self.refuse(
-                name,
-                f"'{name}' is not a field of {self.model_type} that kvcalc models, "
-                "and it may change the cache or the parameters",
-                "write a spec by hand, or remove the key if it changes neither",
-            )
+            message = f"'{name}' is not a field of {self.model_type} that kvcalc models, "
+            found.append(self.problem(name, message + "and it may change the cache or the parameters"))
+        if found:
+            hint = "write a spec by hand, or remove what changes neither"
+            found[-1] = replace(found[-1], hint=hint)
+        return found
 
 
 Reference = str | int | bool | None | Callable[[Config], Any]

@@ -16,7 +16,7 @@ from kvcalc.errors import Problem, SpecError
 from kvcalc.names import nearest
 from kvcalc.specs.huggingface.config import Config
 from kvcalc.specs.huggingface.families import FAMILIES
-from kvcalc.specs.huggingface.family import Family, modelled_only
+from kvcalc.specs.huggingface.family import Family, unmodelled
 from kvcalc.specs.huggingface.formats import weight_formats
 from kvcalc.specs.huggingface.layers import runs
 from kvcalc.specs.huggingface.mtp import mtp_count, mtp_layers
@@ -58,13 +58,19 @@ def spec_from_config(
     document  the document that the config was read from, for the place of an error
     """
     text = text_config(config, source=source, document=document)
+    problems = unmodelled(text, FAMILIES[text.model_type])
     try:
         spec = _spec(config, text, name=name, title=title or _title(config, source), date=date or datetime.date.today())
+    except SpecError as error:
+        raise SpecError(problems or error.problems) from None  # what follows from an unmodelled value is no news
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
+        if problems:
+            raise SpecError(problems) from None
         # a value that no table foresaw, such as a text where a number belongs
         field = text.last_read
         text.refuse(field, f"'{field}' of {text.model_type} is {text.get(field)!r}: kvcalc can't use that value")
-    text.refuse_unread()
+    if problems := [*problems, *text.unread()]:
+        raise SpecError(problems)
     if taken := _defaults_taken(text):
         warnings.warn(f"{source} leaves out, and the class defaults of {text.model_type} say: {taken}", stacklevel=2)
     return spec
@@ -83,7 +89,6 @@ def _spec(
     config: Mapping[str, Any], text: Config, *, name: str | None, title: str, date: datetime.date
 ) -> dict[str, Any]:
     family = FAMILIES[text.model_type]
-    modelled_only(text, family)
     layers = family.layers(text)
     norms = _most_common(layer["norms"] for layer in layers)
     for layer in layers:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvcalc.errors import Problem
 from kvcalc.specs.huggingface.config import ALIASES, Config, Reference
 from kvcalc.specs.huggingface.rows import Part, Row
 from kvcalc.specs.huggingface.rules import LayerRule, constant, unknown_kind
@@ -79,8 +80,9 @@ class Family:
         return layer
 
 
-def modelled_only(config: Config, family: Family) -> None:
-    for name, allowed in family.modelled.items():
-        config.require(name, allowed, otherwise=allowed[0])
+def unmodelled(config: Config, family: Family) -> list[Problem]:
+    """All values that the family has no model for."""
     for name in family.unread:
         config.read.update((name, *ALIASES.get(name, ())))
+    found = (config.unmodelled(name, allowed, allowed[0]) for name, allowed in family.modelled.items())
+    return [problem for problem in found if problem is not None]

@@ -157,6 +157,7 @@ class Mamba2:
             **({} if config.value(self.conv_bias) else {"conv_bias": False}),
             **options(proj_bias=bool(config.value(self.proj_bias))),
             **({} if config.value(self.gated_norm) else {"gated_norm": False}),
+            **options(kernel_chunk_tokens=config.get("mamba_chunk_size") or config.get("chunk_size")),
         }
 
 
