@@ -3,7 +3,8 @@
 vLLM: the modules that plan its cache are loaded from an unpacked wheel, without its CUDA stack and without torch; what
 they import beside themselves is replaced by stand-ins. For every packaged model, kvcalc says what a layer keeps and how
 long a block is; vLLM's code makes the groups, the block count, the requests that fit and the number for the log. All
-must be equal.
+must be equal, and for models with recurrent states with prefix caching too. DeepSeek-V4's pages are made from its
+dimensions alone (engine_judge_specs.py).
 
 transformers: a model of a few narrow layers with an original's attention is run for prompts of two lengths; the
 elements of its cache must be those of kvcalc's layout for that version.
@@ -26,17 +27,19 @@ import types
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import product
 from math import ceil
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent)]
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+from engine_judge_specs import Dtype, specs  # noqa: E402
 
 from kvcalc import api  # noqa: E402
-from kvcalc.architecture.attention import Role  # noqa: E402
-from kvcalc.architecture.slots import Window  # noqa: E402
+from kvcalc.engines.base import kept  # noqa: E402
 from kvcalc.errors import KvcalcError, UsageError  # noqa: E402
 from kvcalc.sizing import rank_records, stage_allocations  # noqa: E402
 from kvcalc.workload import Parallelism  # noqa: E402
@@ -49,19 +52,6 @@ MIXES = (Parallelism(), Parallelism(tp=2), Parallelism(tp=8), Parallelism(tp=2, 
 
 
 # --- vLLM -------------------------------------------------------------------------------------------------------------
-
-
-class Dtype:
-    """A stand-in for torch's: a name and a size."""
-
-    def __init__(self, name: str, itemsize: int) -> None:
-        self.name, self.itemsize = name, itemsize
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-BYTE = Dtype("uint8", 1)
 
 
 class Stub(types.ModuleType):
@@ -155,7 +145,7 @@ def register(interface: Any) -> None:
         return
     if not isinstance(registry, type):
         return
-    for name in ("SlidingWindowSpec", "ChunkedLocalAttentionSpec", "MambaSpec"):
+    for name in ("SlidingWindowSpec", "SlidingWindowMLASpec", "ChunkedLocalAttentionSpec", "MambaSpec"):
         registry.register(getattr(interface, name), manager_class=object)
     registry.register(
         interface.MLAAttentionSpec, manager_class=object, uniform_type_base_spec=interface.FullAttentionSpec
@@ -173,67 +163,19 @@ def config(interface: Any, layout: Any, mix: Parallelism) -> Any:
     made.parallel_config.prefill_context_parallel_size = 1
     made.parallel_config.pipeline_parallel_size = mix.pp
     made.cache_config.num_gpu_blocks_override = None
-    made.cache_config.mamba_cache_mode = "align" if layout.has_states and layout.caches_prefixes else "none"
+    caches = layout.has_states and layout.caches_prefixes
+    made.cache_config.mamba_cache_mode = "all" if layout.keeps_states_by_block else "align" if caches else "none"
     made.cache_config.prefix_cache_retention_interval = None
     made.attention_config.hisparse_config = None
     made.speculative_config = None
-    if hasattr(interface, "KVCacheLayout"):  # from 0.29 on; LBNHC is what vLLM prefers
-        made.cache_config.get_resolved_kv_cache_layout.return_value = interface.KVCacheLayout.LBNHC
+    if hasattr(interface, "KVCacheLayout"):  # from 0.29 on; LBNHC is what vLLM prefers, and V4 needs blocks outermost
+        order = interface.KVCacheLayout.BLHNC if layout.is_compressed else interface.KVCacheLayout.LBNHC
+        made.cache_config.get_resolved_kv_cache_layout.return_value = order
     return made
 
 
-def specs(interface: Any, model: Any, layout: Any, mix: Parallelism) -> dict[str, Any]:
-    """A vLLM spec for every cache layer, from what kvcalc says that the layer keeps."""
-    block, found = layout.block_tokens, {}
-    shards = mix.kv_shards
-    page = max(
-        (
-            block * r.bytes_per_slot
-            for layer in model.layers
-            for a in layer.attentions
-            for r in layout.records(a, shards=shards)
-            if not r.is_state
-        ),
-        default=0,
-    )
-    for index, layer in enumerate(model.layers):
-        for number, attention in enumerate(layer.attentions):
-            records = layout.records(attention, shards=shards)
-            states = [record for record in records if record.is_state]
-            if states:
-                size = sum(record.stored_bytes(1) for record in states)
-                found[f"{index}.{number}.state"] = mamba(interface, size, page)
-            for record in records:
-                if not record.is_state and record.slots.stored(1):
-                    name = f"{index}.{number}.{record.components[0].name}"
-                    found[name] = attention_spec(interface, record, block, getattr(attention, "chunk_tokens", None))
-    return found
-
-
-def mamba(interface: Any, size: int, page: int) -> Any:
-    return interface.MambaSpec(
-        block_size=MAX_MODEL_LEN, shapes=((size,),), dtypes=(BYTE,), page_size_padded=page if page > size else None
-    )
-
-
-def attention_spec(interface: Any, record: Any, block: int, chunk: int | None) -> Any:
-    """One head of bytes: K and V halves, or a latent that has no V."""
-    role = record.components[0].role
-    if role in (Role.LATENT, Role.INDEX):
-        return interface.MLAAttentionSpec(
-            block_size=block, num_kv_heads=1, head_size=record.bytes_per_slot, dtype=BYTE, cache_dtype_str=role.value
-        )
-    common = {"block_size": block, "num_kv_heads": 1, "head_size": record.bytes_per_slot // 2, "dtype": BYTE}
-    assert record.bytes_per_slot % 2 == 0
-    if isinstance(record.slots, Window) and chunk:
-        return interface.ChunkedLocalAttentionSpec(**common, attention_chunk_size=chunk)
-    if isinstance(record.slots, Window):
-        return interface.SlidingWindowSpec(**common, sliding_window=record.slots.tokens)
-    return interface.FullAttentionSpec(**common)
-
-
 def vllm_says(interface: Any, planning: Any, version: str, model: Any, layout: Any, mix: Parallelism) -> dict[str, Any]:
-    made, layers = config(interface, layout, mix), specs(interface, model, layout, mix)
+    made, layers = config(interface, layout, mix), specs(interface, model, layout, mix, length=MAX_MODEL_LEN)
     groups = planning.get_kv_cache_groups(made, dict(layers))
     LOGGER.lines.clear()
     results = []
@@ -286,7 +228,7 @@ def kvcalc_says(model: Any, layout: Any, mix: Parallelism) -> dict[str, Any]:
     return {
         "groups": pool.group_count,
         "blocks": blocks,
-        "concurrency": round(blocks / pool.sequence_blocks(MAX_MODEL_LEN), 6),
+        "concurrency": round(blocks / pool.stated_sequence_blocks(MAX_MODEL_LEN), 6),
         "tokens": layout.stated_tokens(pool, blocks, max_model_len=MAX_MODEL_LEN),
     }
 
@@ -300,16 +242,18 @@ def judge_vllm(folders: list[Path]) -> dict[str, Any]:
         interface, planning = load_vllm(folder)
         for name in model_names():
             model = api.load_model(name)
-            for mix in MIXES:
-                found = judged(interface, planning, version, model, mix)
-                rows.append({"version": version, "model": name, "tp": mix.tp, "pp": mix.pp, **found})
+            states = any(c.role.is_state for c in kept(model)) and not name.startswith("deepseek-v4")
+            for mix, caching in product(MIXES, (False, True) if states else (False,)):
+                found = judged(interface, planning, version, model, mix, caching)
+                about = {"prefix_caching": True} if caching else {}
+                rows.append({"version": version, "model": name, "tp": mix.tp, "pp": mix.pp, **about, **found})
     return {"what": "vLLM's planning code against kvcalc's block pool", **counted(rows), "rows": rows}
 
 
-def judged(interface: Any, planning: Any, version: str, model: Any, mix: Parallelism) -> dict[str, Any]:
+def judged(interface: Any, planning: Any, version: str, model: Any, mix: Parallelism, caching: bool) -> dict[str, Any]:
     try:
         layout = api.layout_for(
-            model, engine=f"vllm@{version}", parallelism=mix, prefix_caching=False, max_batched_tokens=BATCHED_TOKENS
+            model, engine=f"vllm@{version}", parallelism=mix, prefix_caching=caching, max_batched_tokens=BATCHED_TOKENS
         )
         mine = kvcalc_says(model, layout, mix)
     except UsageError as error:
@@ -376,7 +320,6 @@ LENGTHS = (40, 296)
 def judge_transformers() -> dict[str, Any]:
     import transformers
 
-    sys.path.insert(0, str(HERE))
     version = transformers.__version__
     rows = [
         {"version": version, "type": name, **judged_type(name, fields, version)} for name, fields in CONFIGS.items()

@@ -14,16 +14,18 @@ from kvcalc.architecture.attention import Role
 from kvcalc.architecture.layout import Layout, RecordCount, tokens_on_rank
 from kvcalc.architecture.model import Model
 from kvcalc.architecture.slots import Window
-from kvcalc.engines.llama_cpp import Cells
+from kvcalc.engines.llama_cpp import Cells, Streams
 from kvcalc.engines.logs import Stated
 from kvcalc.engines.sglang import TokenPools
 from kvcalc.engines.vllm import VllmLayout
 from kvcalc.engines.vllm_blocks import BlockPool
-from kvcalc.sizing import cache_size, largest, rank_records, stage_allocations
+from kvcalc.engines.vllm_packed import PackedPool
+from kvcalc.sizing import LayerCounts, cache_size, largest, rank_records, stage_allocations
 from kvcalc.units import exact
 from kvcalc.workload import Parallelism, Workload
 
 Json = dict[str, Any]
+Pool = BlockPool | PackedPool
 EXPLAINED, OFF, UNEXPLAINED = "explained", "off", "unexplained"
 
 
@@ -79,6 +81,7 @@ class Reconciliation:
                 "model": stated.model,
                 "parallel": mix,
                 "kv_dtype": stated.kv_dtype,
+                "mtp": stated.mtp,
                 "tokens": stated.tokens,
                 "available_bytes": None if memory is None else round(memory),
                 "available_bytes_most": None if available.high is None else round(available.high),
@@ -110,12 +113,13 @@ class Reconciliation:
 def reconcile(stated: Stated, model: Model, layout: Layout, parallelism: Parallelism) -> Reconciliation:
     """Set a log beside a layout. Raises UsageError where the layout does not know the model."""
     base = Reconciliation(stated=stated, model=model, layout=layout, parallelism=parallelism, notes=layout.notes)
-    allocations = stage_allocations(model, layout, parallelism)
-    size = cache_size(model, layout, Workload(context_tokens=1), parallelism)
-    records = rank_records(model.distinct_layers, layout, parallelism)
+    mtp = stated.mtp and bool(model.mtp_layers)
+    allocations = stage_allocations(model, layout, parallelism, mtp=mtp)
+    size = cache_size(model, layout, Workload(context_tokens=1), parallelism, mtp=mtp)
+    records = rank_records(_layers(model, stated), layout, parallelism)
     account = _Account(base=base, size_per_token=size.per_rank.bytes_per_token, records=records)
     allocation = max(allocations, key=lambda each: each.sequence_bytes(model.max_context_tokens))
-    if isinstance(layout, VllmLayout) and isinstance(allocation, BlockPool):
+    if isinstance(layout, VllmLayout) and isinstance(allocation, Pool):
         return account.blocks(layout, allocation)
     if isinstance(allocation, TokenPools):
         return account.token_pools(allocation)
@@ -141,7 +145,7 @@ class _Account:
     def _made(self, **changes: Any) -> Reconciliation:
         return replace(self.base, bytes_per_token=self.size_per_token, **changes)
 
-    def blocks(self, layout: VllmLayout, pool: BlockPool) -> Reconciliation:
+    def blocks(self, layout: VllmLayout, pool: Pool) -> Reconciliation:
         """vLLM: memory over block bytes are blocks; blocks are tokens by the rule of the version."""
         stated, length = self._stated, self._stated.max_model_len or self.base.model.max_context_tokens
         needed = pool.sequence_bytes(length) if stated.needed_bytes is not None else None
@@ -176,7 +180,7 @@ class _Account:
             unexplained_bytes=left * self._ranks,
         )
 
-    def _longest_that_fit(self, pool: BlockPool, available: float | None, length: int) -> tuple[int, int, int] | None:
+    def _longest_that_fit(self, pool: Pool, available: float | None, length: int) -> tuple[int, int, int] | None:
         """The longest request that the stated memory holds: vLLM's estimate where one of full length does not fit."""
         if available is None:
             return None
@@ -187,7 +191,7 @@ class _Account:
         hidden = self._stated.rounding_bytes
         return longest(available - hidden), longest(available), longest(available + hidden)
 
-    def _stated_blocks(self, layout: VllmLayout, pool: BlockPool, length: int) -> tuple[int, int]:
+    def _stated_blocks(self, layout: VllmLayout, pool: Pool, length: int) -> tuple[int, int]:
         """The fewest and the most blocks that give the stated number."""
         stated = self._stated
         if stated.blocks is not None or stated.tokens is None:
@@ -206,7 +210,7 @@ class _Account:
         fewest = first_at_least(stated.tokens)
         return fewest, max(fewest, first_at_least(stated.tokens + 1) - 1)
 
-    def _of_blocks(self, pool: BlockPool, blocks: int, length: int) -> Iterator[Item]:
+    def _of_blocks(self, pool: Pool, blocks: int, length: int) -> Iterator[Item]:
         """What the blocks of all ranks hold when they are full of requests of the longest length."""
         ranks, dcp = self._ranks, self.base.parallelism.dcp
         requests = Fraction(blocks, pool.sequence_blocks(length))
@@ -229,7 +233,9 @@ class _Account:
             name="padding", bytes=total - used, note="partly filled blocks, state pages, windows' slack, the null block"
         )
 
-    def _dead(self, pool: BlockPool, requests: Fraction, length: int) -> int:
+    def _dead(self, pool: Pool, requests: Fraction, length: int) -> int:
+        if isinstance(pool, PackedPool):  # its groups lie over each other: what one leaves free is padding
+            return 0
         total = Fraction(0)
         for group in pool.groups:
             layers = group.groups * pool.group_size - group.layers
@@ -240,7 +246,7 @@ class _Account:
         """By what it is: bytes of one sequence in one copy, and on all ranks."""
         once: dict[str, int] = {}
         everywhere: dict[str, int] = {}
-        copy = rank_records(self.base.model.distinct_layers, self._layout, Parallelism())
+        copy = rank_records(_layers(self.base.model, self._stated), self._layout, Parallelism())
         for item in copy:
             name = kind_name(item)
             once[name] = once.get(name, 0) + item.count * item.record.stored_bytes(length)
@@ -295,19 +301,23 @@ class _Account:
             yield Item(name=f"{name} again on other ranks", bytes=rank_bytes * (ranks - 1), note=f"{ranks} copies")
 
     def cells(self, cells: Cells) -> Reconciliation:
-        """llama.cpp: cells times bytes a cell, in whole tensors."""
+        """llama.cpp: cells times bytes a cell, in whole tensors, and states for each sequence."""
         stated = self._stated
-        if stated.tokens is None or stated.pool_bytes is None:
+        tokens_stated = stated.tokens or 0
+        if stated.pool_bytes is None or not (tokens_stated or all(item.record.is_state for item in cells.records)):
             return self._made()
+        streams = Streams(
+            sequences=stated.sequences,
+            streams=stated.streams,
+            whole_windows=stated.whole_windows,
+            rollbacks=stated.rollbacks,
+        )
         sizes: dict[str, int] = {}
         for item in cells.records:
-            record, name = item.record, kind_name(item)
-            held = record.slots.stored(stated.tokens)
-            if not record.is_state and held:
-                held = cells.cells(record.slots, stated.tokens)
-            sizes[name] = sizes.get(name, 0) + item.count * held * record.bytes_per_slot
+            name = kind_name(item)
+            sizes[name] = sizes.get(name, 0) + item.count * cells.record_bytes(item.record, stated.cells or 0, streams)
         cell = sum((item.count * item.record.growth_bytes for item in cells.records), Fraction(0))
-        fixed = sum(sizes.values()) - floor(cell * stated.tokens)
+        fixed = sum(sizes.values()) - floor(cell * tokens_stated)
         tokens = [
             floor(max(0, stated.pool_bytes + sign * stated.rounding_bytes - fixed) / cell) if cell else 0
             for sign in (-1, 0, 1)
@@ -340,6 +350,11 @@ class _Account:
             items=(*items, Item(name="rounding", bytes=rounding * ranks, note="the digits that are not printed")),
             unexplained_bytes=(difference - rounding) * ranks,
         )
+
+
+def _layers(model: Model, stated: Stated) -> LayerCounts:
+    """The layers that keep a cache: those of multi-token prediction where the log says that it is on."""
+    return model.distinct_layers + (model.distinct_mtp_layers if stated.mtp else ())
 
 
 def kind_name(item: RecordCount) -> str:

@@ -329,6 +329,7 @@ class Estimate:
             "usable_bytes_per_gpu": self.memory.usable_bytes,
             "memory_utilization": self.memory_utilization,
             "weights_bytes_per_gpu": self.memory.weights_bytes_per_gpu,
+            "weight_copies_bytes_per_gpu": self.memory.weight_copies_bytes_per_gpu,
             "cache_bytes_per_gpu": self.memory.cache_bytes_per_gpu,
             "fits": self.memory.fits,
             "max_batch": self.memory.max_batch,

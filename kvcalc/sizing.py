@@ -250,10 +250,19 @@ def weight_elements_on_rank(weight: Weight, parallelism: Parallelism) -> int:
 
 
 def weights_bytes_per_gpu(
-    model: Model, parallelism: Parallelism, *, weights_dtype: str | None = None, mtp: bool = False
+    model: Model,
+    parallelism: Parallelism,
+    *,
+    weights_dtype: str | None = None,
+    mtp: bool = False,
+    layout: Layout | None = None,
 ) -> int:
-    """Weights on the GPU that holds most."""
-    return max(stage_weights_bytes(model, parallelism, weights_dtype=weights_dtype, mtp=mtp))
+    """Weights on the GPU that holds most; with a layout, the copies that its engine keeps are counted."""
+    sizes = stage_weights_bytes(model, parallelism, weights_dtype=weights_dtype, mtp=mtp)
+    if layout is None:
+        return max(sizes)
+    copies = stage_weight_copies_bytes(model, layout, parallelism, weights_dtype=weights_dtype, mtp=mtp)
+    return max(map(sum, zip(sizes, copies, strict=True)))
 
 
 def stage_weights_bytes(
@@ -277,15 +286,33 @@ def stage_weights_bytes(
     return sizes
 
 
+def stage_weight_copies_bytes(
+    model: Model, layout: Layout, parallelism: Parallelism, *, weights_dtype: str | None = None, mtp: bool = False
+) -> list[int]:
+    """Weights that an engine keeps a second time, on a GPU of each pipeline stage."""
+    stored, tp = weight_format(model, Part.ATTENTION, weights_dtype), parallelism.tp
+    return [
+        sum(
+            count * layout.copied_weight_bytes(attention, weights=stored, tp=tp)
+            for attention, count in attention_counts(layers).items()
+        )
+        for layers in stages(model, parallelism.pp, mtp=mtp)
+    ]
+
+
 # --- fitting ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryFit:
-    """What fits on each GPU. max_batch is over all GPUs, at the workload's context; max_context_tokens at its batch."""
+    """What fits on each GPU. max_batch is over all GPUs, at the workload's context; max_context_tokens at its batch.
+
+    weights_bytes_per_gpu  with the copies that the engine keeps, `weight_copies_bytes_per_gpu` at most
+    """
 
     usable_bytes: int
     weights_bytes_per_gpu: int
+    weight_copies_bytes_per_gpu: int
     cache_bytes_per_gpu: int
     fits: bool
     max_batch: int
@@ -303,7 +330,8 @@ def fit(
     mtp: bool = False,
 ) -> MemoryFit:
     """What fits into `usable_bytes` a GPU beside the weights; activations and a runtime's reserve are not counted."""
-    weights = weights_bytes_per_gpu(model, parallelism, weights_dtype=weights_dtype, mtp=mtp)
+    weights = weights_bytes_per_gpu(model, parallelism, weights_dtype=weights_dtype, mtp=mtp, layout=layout)
+    copies = stage_weight_copies_bytes(model, layout, parallelism, weights_dtype=weights_dtype, mtp=mtp)
     on_stages = stage_allocations(model, layout, parallelism, mtp=mtp)
     free = usable_bytes - weights
     replica_batch = parallelism.batch_on_rank(workload.batch)
@@ -318,6 +346,7 @@ def fit(
     return MemoryFit(
         usable_bytes=usable_bytes,
         weights_bytes_per_gpu=weights,
+        weight_copies_bytes_per_gpu=max(copies),
         cache_bytes_per_gpu=cache,
         fits=weights + cache <= usable_bytes,
         max_batch=max(0, min(sequences, default=0)) * parallelism.dp,

@@ -154,7 +154,7 @@ class _Curve:
         self._ranks = stage_allocations(model, layout, mix, mtp=sweep.mtp)
         self.copy_fixed = self._copy.fixed_bytes
         self.rank_fixed = tuple(each.fixed_bytes for each in self._ranks)
-        weights = weights_bytes_per_gpu(model, mix, weights_dtype=sweep.weights_dtype, mtp=sweep.mtp)
+        weights = weights_bytes_per_gpu(model, mix, weights_dtype=sweep.weights_dtype, mtp=sweep.mtp, layout=layout)
         self.free = sweep.usable_bytes - weights
         self._records = [(item.record, item.count) for item in copy]
         counts = attention_counts(layers)

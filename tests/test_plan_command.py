@@ -59,7 +59,7 @@ def test_engine_rules_change_the_plan(capsys):
 
 
 def test_what_the_engine_refuses_is_left_out_with_the_reason(capsys):
-    done = call(capsys, "plan", "gpt-oss-120b", "--gpu", "h100-sxm5-80gb", "--gpus", "4", "--engine", "vllm", "--json")
+    done = call(capsys, "plan", "gpt-oss-120b", "--gpu", "h100-sxm5-80gb", "--gpus", "16", "--engine", "vllm", "--json")
     assert any("windows" in each["reason"] for each in done.json()["left_out"])
     assert "is left out" in done.err
 

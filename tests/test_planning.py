@@ -19,6 +19,7 @@ from kvcalc.planning import (
     of_lengths,
     plan,
     read_lengths,
+    shares_copies,
     usual_mixes,
     why_not,
 )
@@ -98,7 +99,7 @@ def test_search_equals_brute_force(name, gpus):
     numbers = range(1, gpus + 1)
     brute = set()
     for tp, pp, dp, dcp in itertools.product(numbers, repeat=4):
-        if tp * pp * dp != gpus or tp % dcp:
+        if tp * pp * dp != gpus or tp % dcp or not shares_copies(model, Parallelism(tp=tp, dcp=dcp)):
             continue
         experts = [
             ep
@@ -108,6 +109,37 @@ def test_search_equals_brute_force(name, gpus):
         if experts:
             brute.add((tp, pp, dp, dcp))
     assert found == brute
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "shared"),
+    [
+        ("llama-3.1-8b", 8, {1}),  # 8 KV heads on 8 ranks: there are no copies to share
+        ("llama-3.1-8b", 32, {1, 2, 4}),
+        ("qwen3-30b-a3b", 16, {1, 2, 4}),  # 4 KV heads
+        ("deepseek-v3", 8, {1, 2, 4, 8}),
+        ("minimax-m3", 16, {1, 2, 4, 8, 16}),  # index keys are whole on every rank, whatever its 4 KV heads
+    ],
+)
+def test_proposals_share_copies_over_dcp_and_nothing_else(name, gpus, shared):
+    model = api.load_model(name)
+    for mixes in (all_mixes(model, gpus), usual_mixes(model, gpus)):
+        assert {mix.dcp for mix in mixes if mix.tp == gpus} == shared
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_proposed_dcp_keeps_less_than_the_one_before(name):
+    model = api.load_model(name)
+    for tp, proposed in itertools.groupby(all_mixes(model, 32), key=lambda mix: mix.tp if mix.pp * mix.dp == 1 else 0):
+        if tp != 1 and tp:
+            rows = planned(name, list(proposed)).rows
+            factors = [row.replication_factor for row in sorted(rows, key=lambda row: row.mix.dcp)]
+            assert factors == sorted(set(factors), reverse=True)
+
+
+def test_a_mix_that_is_asked_for_is_planned_all_the_same():
+    (row,) = planned("llama-3.1-8b", [Parallelism(tp=8, dcp=2)]).rows
+    assert row.replication_factor == 1
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -307,3 +339,51 @@ def test_where_one_mix_is_not_calibrated_all_times_are_rooflines():
         assert row.time_from == "roofline"
         assert row.interval_tpot_s is None
         assert row.tpot_s == row.timed.roofline_s
+
+
+# --- weights that an engine keeps a second time -----------------------------------------------------------------------
+
+W_UK_AND_W_UV = 128 * 512 * (128 + 128) * 61
+"""Elements of DeepSeek-V3's W_UK and W_UV: heads x latent x (K + V width) x layers."""
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "tp", "copies"),
+    [
+        ("deepseek-v3", "vllm", 1, 2 * W_UK_AND_W_UV),
+        ("deepseek-v3", "vllm", 8, 2 * W_UK_AND_W_UV // 8),
+        ("deepseek-v3", "vllm@0.13", 4, 2 * W_UK_AND_W_UV // 4),
+        ("deepseek-v3.2", "vllm", 8, 2 * W_UK_AND_W_UV // 8),
+        ("deepseek-v3", "generic", 8, 0),
+        ("glm-5", "vllm", 8, 0),  # its kv_b_proj is in bf16: W_UK and W_UV are views of it
+        ("llama-3.1-8b", "vllm", 1, 0),
+        # TensorRT-LLM: W_UK again in fp8 with a scale for each 128 x 128 elements, W_UV is a view
+        ("deepseek-v3", "trtllm", 8, W_UK_AND_W_UV // 2 // 8 * (128 * 128 + 4) // (128 * 128)),
+        ("glm-5", "trtllm", 8, 2 * 64 * 512 * 192 * 78 // 8),
+    ],
+)
+def test_copies_of_kv_b_proj_are_counted_in_weights(name, engine, tp, copies):
+    mix = [Parallelism(tp=tp)]
+    (plain,), (row,) = planned(name, mix).rows, planned(name, mix, engine=engine).rows
+    assert row.memory.weight_copies_bytes == copies
+    assert row.memory.weights_bytes == plain.memory.weights_bytes + copies
+    assert row.weights_replication_factor == plain.weights_replication_factor
+    document = row.to_json()
+    assert document["weight_copies_bytes_per_gpu"] == copies
+    assert document["weights_bytes_per_gpu"] == plain.memory.weights_bytes + copies
+    fit = api.estimate(name, engine=engine, tp=tp, gpu=GPU).memory
+    assert (fit.weight_copies_bytes_per_gpu, fit.weights_bytes_per_gpu) == (copies, row.memory.weights_bytes)
+
+
+def test_stages_have_the_copies_of_their_own_layers():
+    (row,) = planned("deepseek-v3", [Parallelism(pp=61)], engine="vllm").rows
+    assert row.memory.weight_copies_bytes == 2 * W_UK_AND_W_UV // 61
+
+
+def test_tensorrt_llm_keeps_both_in_sixteen_bits_on_blackwell():
+    model = api.load_model("deepseek-v3")
+    attention = model.layers[0].attentions[0]
+    layout = api.layout_for(model, engine="trtllm", gpu=api.load_gpu("b200-sxm-180gb"))
+    half = W_UK_AND_W_UV // 61 // 2
+    scaled = half + half // (128 * 128) * 4
+    assert layout.copied_weight_bytes(attention, weights="fp8_block", tp=1) == scaled + 2 * 2 * half

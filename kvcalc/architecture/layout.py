@@ -160,6 +160,10 @@ class Layout(Protocol):
         """The records of one attention on the rank that holds most, when KV heads are spread over `shards` ranks."""
         ...
 
+    def copied_weight_bytes(self, attention: Attention, *, weights: str, tp: int) -> int:
+        """Bytes of an attention's weights that a rank keeps beside the model's own, which are stored as `weights`."""
+        ...
+
     def allocation(self, records: tuple[RecordCount, ...], *, whole: tuple[RecordCount, ...], dcp: int) -> Allocation:
         """What a rank's records take together.
 
@@ -196,6 +200,9 @@ class GenericLayout:
                 )
             )
         return tuple(records)
+
+    def copied_weight_bytes(self, attention: Attention, *, weights: str, tp: int) -> int:
+        return 0
 
     def allocation(self, records: tuple[RecordCount, ...], *, whole: tuple[RecordCount, ...], dcp: int) -> Allocation:
         return RecordByRecord(records=records, dcp=dcp)

@@ -209,6 +209,11 @@ def _expected(result: Estimate) -> list[Block]:
     ]
 
 
+def _copied_weights(result: Estimate, as_bytes: bool) -> str:
+    copies = result.memory.weight_copies_bytes_per_gpu if result.memory else 0
+    return f"{memory(copies, as_bytes=as_bytes)} of it kv_b_proj again, for absorbed decode" if copies else ""
+
+
 def _memory(result: Estimate, as_bytes: bool) -> Facts:
     fit, gpu = result.memory, result.gpu
     assert fit is not None
@@ -217,7 +222,7 @@ def _memory(result: Estimate, as_bytes: bool) -> Facts:
     context, batch = result.workload.context_tokens, result.workload.batch
     rows = [
         ("usable", memory(fit.usable_bytes, as_bytes=as_bytes), share),
-        ("weights", memory(fit.weights_bytes_per_gpu, as_bytes=as_bytes), ""),
+        ("weights", memory(fit.weights_bytes_per_gpu, as_bytes=as_bytes), _copied_weights(result, as_bytes)),
         ("cache", memory(fit.cache_bytes_per_gpu, as_bytes=as_bytes), ""),
         ("fits", "yes" if fit.fits else "no", "activations and the runtime's own memory are not counted"),
         ("largest batch", f"{fit.max_batch:,}", f"at context {context:,}, over all GPUs"),

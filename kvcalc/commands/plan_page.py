@@ -38,6 +38,10 @@ def _head(result: Plan, as_bytes: bool) -> Facts:
         rows.append(("shared prefix", f"{demand.shared_prefix_tokens:,} tokens", f"kept once a replica, {read}"))
     rows.append(("layout", result.layout_name, ""))
     rows += [("", "", note) for note in result.notes]
+    copies = max((row.memory.weight_copies_bytes for row in result.rows), default=0)
+    if copies:
+        text = "in weights, at most: kv_b_proj again as W_UK and W_UV, for absorbed decode"
+        rows.append(("weight copies", memory(copies, as_bytes=as_bytes), text))
     if budget.reserve_bytes is not None:
         rows.append(
             ("reserve", memory(budget.reserve_bytes, as_bytes=as_bytes), "as asked: for all but weights, cache")

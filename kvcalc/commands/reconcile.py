@@ -6,6 +6,7 @@ from typing import Any
 
 from kvcalc import api, engines
 from kvcalc.commands.output import emit, warn
+from kvcalc.engines.llama_cpp import with_value_format
 from kvcalc.engines.logs import Stated, log_lines, read_log
 from kvcalc.errors import UsageError, printable
 from kvcalc.reconcile import EXPLAINED, OFF, Reconciliation, reconcile
@@ -78,7 +79,7 @@ def make(
     loaded = api.load_model(model if model is not None else _packaged(stated.model, warnings))
     name = engine or _engine(stated, warnings)
     mix = _mix(stated, ranks)
-    if block_tokens is None and name.startswith("sglang"):
+    if block_tokens is None and name.startswith(("sglang", "llama-cpp")):
         block_tokens = stated.block_tokens
     layout = api.layout_for(
         loaded,
@@ -88,8 +89,11 @@ def make(
         parallelism=mix,
         gpu=api.load_gpu(gpu) if gpu else None,
         prefix_caching=stated.prefix_caching if prefix_caching is None else prefix_caching,
-        max_batched_tokens=max_batched_tokens or (stated.max_batched_tokens if name.startswith("vllm") else None),
+        max_batched_tokens=max_batched_tokens
+        or (stated.max_batched_tokens if name.startswith(("vllm", "llama-cpp")) else None),
     )
+    if stated.value_dtype is not None and kv_dtype is None:
+        layout = with_value_format(layout, stated.value_dtype)
     try:
         result = reconcile(stated, loaded, layout, mix)
     except UsageError as error:

@@ -213,6 +213,9 @@ class ChangedLayout:
             records.append(Record(components=group, bytes_per_slot=size, format=format, block_tokens=self.block_tokens))
         return tuple(records)
 
+    def copied_weight_bytes(self, attention: Attention, *, weights: str, tp: int) -> int:
+        return 0
+
     def allocation(self, records: tuple[RecordCount, ...], *, whole: tuple[RecordCount, ...], dcp: int) -> Allocation:
         return RecordByRecord(records=records, dcp=dcp)
 

@@ -18,6 +18,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-Z\\-_]")
 _KEYWORDS = re.compile(
     r"vllm|vLLM|KV cache|KV Cache|kv cache|KV self size|concurrency|GPU blocks|kv_cache|block size|padding layers|"
     r"LLM engine|server_args|ServerArgs|max_total_num_tokens|sglang|SGLang|build:|general\.name|n_ctx|memory_recurrent|"
+    r"n_ubatch|flash_attn|full-size SWA|kv_size = |"
     r"prefill is enabled|Model loading took|avail mem"
 )
 _NUMBER = r"([\d.,]*\d)"
@@ -44,6 +45,9 @@ class Stated:
 
     available_bytes   memory for the cache on a rank; rounding_bytes is half of its last printed digit
     pool_bytes        size of the tensors on a rank; `pools` is how many lines told of them
+    cells             of the longest tensor of a stream; llama.cpp has one for all its `sequences`, or one for each
+    whole_windows     windows are kept as whole contexts; rollbacks: earlier states of each sequence are kept as well
+    value_dtype       format of V where it is stated beside that of K
     """
 
     engine: str | None = None
@@ -55,9 +59,11 @@ class Stated:
     dcp: int | None = None
     dp_attention: bool = False
     kv_dtype: str | None = None
+    value_dtype: str | None = None
     max_model_len: int | None = None
     block_tokens: int | None = None
     prefix_caching: bool | None = None
+    mtp: bool = False
     max_batched_tokens: int | None = None
     memory_utilization: float | None = None
     tokens: int | None = None
@@ -67,6 +73,10 @@ class Stated:
     estimated_max_len: int | None = None
     padding_layers: int | None = None
     cells: int | None = None
+    sequences: int = 1
+    streams: int = 1
+    whole_windows: bool = False
+    rollbacks: int = 0
     rounding_bytes: float = 0.0
     available_bytes: Range = field(default_factory=Range)
     pool_bytes: float | None = None
@@ -199,6 +209,7 @@ _PADDING = re.compile(r"Add (\d+) padding layers")
 _NEEDED = re.compile(r"max seq len \(" + _NUMBER + r"\), \(?" + _NUMBER + r" GiB KV cache is needed")
 _NEEDED_AVAILABLE = re.compile(r"available KV cache memory \(" + _NUMBER + r" GiB\)")
 _ESTIMATED = re.compile(r"estimated maximum model length is " + _NUMBER)
+_MTP = re.compile(r"SpeculativeConfig\(method='(?:\w+_)?mtp'")
 _BATCHED = re.compile(r"prefill is enabled with max_num_batched_tokens=" + _NUMBER)
 
 
@@ -229,6 +240,7 @@ def _vllm(line: str, stated: Stated) -> None:
         stated.rounding_bytes = stated.rounding_bytes or _half_digit(found[2]) * GIB
     if found := _ESTIMATED.search(line):
         _set_first(stated, "estimated_max_len", _whole(found[1]))
+    stated.mtp = stated.mtp or bool(_MTP.search(line))
     if found := _BATCHED.search(line):
         _set_first(stated, "max_batched_tokens", _whole(found[1]))
 
@@ -273,24 +285,26 @@ def _sglang(line: str, stated: Stated) -> None:
 # --- llama.cpp --------------------------------------------------------------------------------------------------------
 
 _LLAMA_POOL = re.compile(
-    r"(llama_kv_cache\w*|llama_memory_recurrent): size = +" + _NUMBER + r" MiB \( *(\d+) cells, +(\d+) layers"
+    r"(llama_kv_cache\w*|llama_memory_recurrent): size = +" + _NUMBER + r" MiB "
+    r"\( *(\d{1,15}) cells, +\d+ layers(?:, +(\d{1,9})(?:/(\d{1,9}))? seqs(?: +(\d{1,9}) rs_seq)?)?"
 )
 _LLAMA_OLD = re.compile(r"KV self size += +" + _NUMBER + r" MiB")
-_LLAMA_TYPE = re.compile(r"K \((\w+)\):")
+_LLAMA_OLD_CELLS = re.compile(r"(\w+): kv_size = (\d{1,15}),")
+_LLAMA_TYPES = re.compile(r"K \((\w+)\):(?:.*? V \((\w+)\):)?")
 _LLAMA_BUILD = re.compile(r"build: (\d+) \(")
 _LLAMA_NAME = re.compile(r"general\.name\s+(?:str\s+)?=\s*(.{1,200}?)\s*$")
-_LLAMA_TYPES = {"f16": "fp16", "f32": "fp32"}
+_LLAMA_UBATCH = re.compile(r"n_ubatch += (\d+)")
+_LLAMA_FLASH = re.compile(r"flash_attn += ([01])\s*$")
+_LLAMA_DTYPES = {"f16": "fp16", "f32": "fp32"}
+_FLASH_PADDING = {"0": 32, "1": 256}
+"""What contexts were padded to while a log said whether there is flash attention; later ones are padded to 256."""
 _MOST_POOLS = 64
 
 
 def _llama_cpp(line: str, stated: Stated) -> None:
-    if found := _LLAMA_BUILD.search(line):
-        _set_first(stated, "engine", "llama-cpp")
-        _set_first(stated, "version", f"b{found[1]}")
-    if found := _LLAMA_NAME.search(line):
-        _set_first(stated, "model", found[1])
-    old = _LLAMA_OLD.search(line)
+    _llama_settings(line, stated)
     new = _LLAMA_POOL.search(line)
+    old = _LLAMA_OLD.search(line)
     if new is None and old is None:
         return
     _set_first(stated, "engine", "llama-cpp")
@@ -300,8 +314,33 @@ def _llama_cpp(line: str, stated: Stated) -> None:
         stated.pools += 1
         stated.pool_bytes = (stated.pool_bytes or 0.0) + size
         stated.rounding_bytes += _half_digit(text) * MIB
-    if new and new[1] != "llama_memory_recurrent":
-        stated.cells = max(stated.cells or 0, int(new[3][:15]))
-        stated.tokens = stated.cells
-    if found := _LLAMA_TYPE.search(line):
-        _set_first(stated, "kv_dtype", _LLAMA_TYPES.get(found[1], found[1]))
+    recurrent = "recurrent:" in line
+    if new:
+        stated.sequences = max(stated.sequences, int(new[4] or 1))
+        stated.rollbacks = max(stated.rollbacks, int(new[6] or 0))
+    if new and not recurrent:
+        stated.streams = max(stated.streams, int(new[5] or 1))
+        stated.cells = max(stated.cells or 0, int(new[3]))
+        stated.tokens = stated.cells * stated.streams
+    if (found := _LLAMA_TYPES.search(line)) and not recurrent:
+        _set_first(stated, "kv_dtype", _LLAMA_DTYPES.get(found[1], found[1]))
+        _set_first(stated, "value_dtype", _LLAMA_DTYPES.get(found[2], found[2]))
+
+
+def _llama_settings(line: str, stated: Stated) -> None:
+    if found := _LLAMA_BUILD.search(line):
+        _set_first(stated, "engine", "llama-cpp")
+        _set_first(stated, "version", f"b{found[1]}")
+    if found := _LLAMA_NAME.search(line):
+        _set_first(stated, "model", found[1])
+    if found := _LLAMA_UBATCH.search(line):
+        _set_first(stated, "max_batched_tokens", _whole(found[1]))
+    if found := _LLAMA_FLASH.search(line):
+        _set_first(stated, "block_tokens", _FLASH_PADDING[found[1]])
+    if "full-size SWA cache" in line:
+        stated.whole_windows = True
+    if found := _LLAMA_OLD_CELLS.search(line):
+        if "recurrent" in found[1]:
+            stated.sequences = max(stated.sequences, int(found[2]))
+        else:
+            stated.cells = stated.tokens = max(stated.cells or 0, int(found[2]))

@@ -3,10 +3,13 @@
 No release was read but one commit of the main branch; its date is that of the pull requests which it contains.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import ceil
 
 from kvcalc.architecture.attention import Attention, Component, CompressedAttention, LatentAttention
+from kvcalc.architecture.formats import WEIGHT_FORMATS
 from kvcalc.architecture.slots import Window
+from kvcalc.engines.absorbed import SIXTEEN_BIT_BYTES, absorbed_elements
 from kvcalc.engines.base import (
     ChangedLayout,
     Engine,
@@ -75,6 +78,17 @@ INDEX = Rule(
         ),
     ),
 )
+ABSORBED = Rule(
+    name="copies of kv_b_proj",
+    history=(
+        Known(
+            since=_READ,
+            says="W_UK transposed, in 16 bits, or fp8 where kv_b_proj has scales by block; W_UV is a view of it; on "
+            "compute capability 10 both again in 16 bits where it is fp8",
+            source="NVIDIA/TensorRT-LLM@00547a25 tensorrt_llm/_torch/modules/attention.py, MLA.create_weights",
+        ),
+    ),
+)
 UTILIZATION = Rule(
     name="free_gpu_memory_fraction",
     history=(
@@ -100,6 +114,20 @@ def _change(attention: Attention, components: tuple[Component, ...]) -> tuple[Co
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrtllmLayout(ChangedLayout):
+    """TensorRT-LLM's cache."""
+
+    blackwell: bool
+
+    def copied_weight_bytes(self, attention: Attention, *, weights: str, tp: int) -> int:
+        keys, values = absorbed_elements(attention, tp=tp)
+        if weights != "fp8_block":
+            return SIXTEEN_BIT_BYTES * keys
+        again = SIXTEEN_BIT_BYTES * (keys + values) if self.blackwell else 0
+        return ceil(keys * WEIGHT_FORMATS[weights].bytes_per_element) + again
+
+
 def layout(request: Request, version: Version) -> ChangedLayout:
     """TensorRT-LLM's layout."""
     name = ENGINE.label(version)
@@ -111,12 +139,13 @@ def layout(request: Request, version: Version) -> ChangedLayout:
     notes = []
     if any(component.role.is_state for each in attentions(request.model) for component in each.components()):
         notes.append("recurrent states as the model has them: how TensorRT-LLM pools them is not known")
-    return ChangedLayout(
+    return TrtllmLayout(
         name=name,
         precision=request.precision,
         block_tokens=request.block_tokens or (sparse if latent else plain),
         notes=tuple(notes),
         change=_change,
+        blackwell=(request.compute_capability or (0, 0))[0] == 10,
     )
 
 
@@ -124,7 +153,7 @@ ENGINE = Engine(
     name="trtllm",
     title="TensorRT-LLM",
     covers=((_READ, _READ),),
-    rules=(BLOCK, HEADS, WINDOWS, FP8, INDEX, UTILIZATION),
+    rules=(BLOCK, HEADS, WINDOWS, FP8, INDEX, ABSORBED, UTILIZATION),
     make=layout,
     memory_utilization=UTILIZATION,
     remark="read at commit 001541ba of the main branch (about 2026-02); releases, and cache manager V2, are not known",

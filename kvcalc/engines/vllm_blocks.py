@@ -58,6 +58,7 @@ class PoolRules:
                        rarest's; else, and with None, it is the rarest's
     in_flight_tokens   tokens that a window may hold beyond itself while steps are under way
     state_blocks       blocks of one recurrent state a sequence, copies for prefix caching and speculation included
+    state_every_tokens a state is kept every so many tokens besides; 0: it is not
     unequal_pages      what becomes of pages of different sizes: refuse, blocks (larger ones where that is even), pad
     windows_are_full   windows are kept for every token (the engine before V1)
     null_block         the pool keeps one block for itself
@@ -66,6 +67,7 @@ class PoolRules:
     merge_below: Fraction | None
     in_flight_tokens: int
     state_blocks: int
+    state_every_tokens: int = 0
     unequal_pages: str = REFUSE
     windows_are_full: bool = False
     null_block: bool = True
@@ -157,6 +159,19 @@ def grouped(found: Counter[Page], *, merge_below: Fraction | None) -> tuple[int,
     return size, tuple(Group(page=page, layers=count, groups=-(-count // size)) for page, count in found.items())
 
 
+def page_blocks(page: Page, context_tokens: int, rules: PoolRules, *, dcp: int = 1) -> int:
+    """Blocks that a sequence takes in one group of a page, as vLLM reserves them."""
+    if page.kind == STATE:
+        kept = -(-context_tokens // rules.state_every_tokens) if rules.state_every_tokens else 0
+        return kept + rules.state_blocks
+    if page.kind == FULL:
+        return ceil(ceil(context_tokens / dcp) / page.block_tokens)
+    if page.kind == CHUNK:
+        return -(-min(page.span_tokens + rules.in_flight_tokens, context_tokens) // page.block_tokens)
+    held = min(page.span_tokens - 1 + rules.in_flight_tokens, context_tokens)
+    return -(-held // page.block_tokens) + 1  # a window may start inside a block
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockPool:
     """The pool of one rank: what a block takes there and how many blocks a sequence does.
@@ -189,18 +204,15 @@ class BlockPool:
         return min(group.page.block_tokens for group in self.groups if group.page.kind != STATE)
 
     def page_blocks(self, page: Page, context_tokens: int) -> int:
-        """Blocks that a sequence takes in one group of this page, as vLLM reserves them."""
-        if page.kind == STATE:
-            return self.rules.state_blocks
-        if page.kind == FULL:
-            return ceil(ceil(context_tokens / self.dcp) / page.block_tokens)
-        if page.kind == CHUNK:
-            return -(-min(page.span_tokens + self.rules.in_flight_tokens, context_tokens) // page.block_tokens)
-        held = min(page.span_tokens - 1 + self.rules.in_flight_tokens, context_tokens)
-        return -(-held // page.block_tokens) + 1  # a window may start inside a block
+        """Blocks that a sequence takes in one group of this page."""
+        return page_blocks(page, context_tokens, self.rules, dcp=self.dcp)
 
     def sequence_blocks(self, context_tokens: int) -> int:
         return sum(group.groups * self.page_blocks(group.page, context_tokens) for group in self.groups)
+
+    def stated_sequence_blocks(self, context_tokens: int) -> int:
+        """Blocks of a sequence as the log counts them."""
+        return self.sequence_blocks(context_tokens)
 
     def sequence_bytes(self, context_tokens: int) -> int:
         return self.sequence_blocks(context_tokens) * self.block_bytes
@@ -240,17 +252,17 @@ def block_pool(
         block_bytes = sum(page.page_bytes * count for page, count in here.items())
         return BlockPool(block_bytes=block_bytes, group_size=size, groups=(group,), rules=rules, dcp=dcp)
     equal = equal_pages(everywhere, unequal=rules.unequal_pages)
-    size, groups = grouped(_renamed(everywhere, equal), merge_below=rules.merge_below)
+    size, groups = grouped(renamed(everywhere, equal), merge_below=rules.merge_below)
     widest = size
     if here != everywhere:  # on a pipeline stage a group holds every n-th of the stage's layers
         split = {group.page: group.groups for group in groups}
-        widest = max(-(-count // split[page]) for page, count in _renamed(here, equal).items())
+        widest = max(-(-count // split[page]) for page, count in renamed(here, equal).items())
     return BlockPool(
         block_bytes=groups[0].page.page_bytes * widest, group_size=size, groups=groups, rules=rules, dcp=dcp
     )
 
 
-def _renamed(found: Counter[Page], names: dict[Page, Page]) -> Counter[Page]:
+def renamed(found: Counter[Page], names: dict[Page, Page]) -> Counter[Page]:
     renamed: Counter[Page] = Counter()
     for page, count in found.items():
         renamed[names[page]] += count

@@ -135,18 +135,40 @@ STATE_BLOCKS = Rule(
     ),
 )
 
+OFF, EVERY_BLOCK, EVERY_BLOCK_AND_DRAFTS, ALIGN = "off", "every block", "every block and drafts", "align"
+MAMBA1_CHUNK_TOKENS = 2048
 MAMBA_ALL = Rule(
     name="prefix caching of Mamba states",
     history=(
         Known(
             since="0.11.0",
-            value=True,
-            says="a state for every block, aligned to the kernel's chunk (all)",
-            source="0.15.0 vllm/model_executor/models/config.py:334; 0.24.0 line 419",
+            value=OFF,
+            says="switched off, as for other states",
+            source="0.11.0 vllm/model_executor/models/config.py:296",
+        ),
+        Known(
+            since="0.11.1",
+            value=EVERY_BLOCK,
+            says="a state for every block of Mamba-1 and Mamba-2, the block a multiple of the kernel's chunk, for "
+            "Mamba-1 of 2,048 (all); switched off for other states",
+            source="0.11.1 vllm/model_executor/models/config.py:293-420; 0.13.0 vllm/config/model.py:1382-1397, "
+            "vllm/v1/kv_cache_interface.py:261",
+        ),
+        Known(
+            since="0.15.0",
+            value=EVERY_BLOCK,
+            says="as before; other states have a second block (align)",
+            source="0.15.0 vllm/model_executor/models/config.py:333-487, vllm/v1/kv_cache_interface.py:294",
+        ),
+        Known(
+            since="0.22.0",
+            value=EVERY_BLOCK_AND_DRAFTS,
+            says="as before, and a block for each speculative token",
+            source="0.22.0 vllm/platforms/interface.py:633, vllm/v1/kv_cache_interface.py; 0.24.0 lines 649-653",
         ),
         Known(
             since="0.28.0",
-            value=False,
+            value=ALIGN,
             says="as for other states (align)",
             source="0.28.0 vllm/model_executor/models/config.py:604; 0.33.0 line 765",
         ),
@@ -244,6 +266,20 @@ SPARSE_FP8 = Rule(
             value=True,
             says="the 656-byte record for FlashMLA sparse; 576 plain bytes for FlashInfer sparse (SM100)",
             source="0.33.0 vllm/model_executor/layers/attention/mla_attention.py:360-377, vllm/platforms/cuda.py:92-98",
+        ),
+    ),
+)
+
+ABSORBED = Rule(
+    name="copies of kv_b_proj",
+    history=(
+        Known(
+            since="0.11.0",
+            value=2,
+            says="W_UK and W_UV in 16 bits beside kv_b_proj where that is quantised; views of it where it is not",
+            source="0.11.0 vllm/v1/attention/backends/mla/common.py:1301-1390; 0.13.0 lines 1562-1655; 0.20.0 "
+            "vllm/model_executor/layers/attention/mla_attention.py:816-903; 0.33.0 lines 1240-1349 and "
+            "model_executor/layers/quantization/utils/quant_utils.py:513-575",
         ),
     ),
 )
@@ -352,6 +388,7 @@ RULES = (
     MAMBA_ALL,
     SPARSE_FP8,
     INDEX,
+    ABSORBED,
     FORMATS,
     SHARDING,
     PIPELINE,

@@ -2,7 +2,7 @@
 
 from kvcalc.planning.lengths import Lengths, distribution, of_lengths, read_lengths
 from kvcalc.planning.memory import STEP_TOKENS, Budget, Demand, GpuMemory
-from kvcalc.planning.mixes import all_mixes, usual_mixes, why_not
+from kvcalc.planning.mixes import all_mixes, shares_copies, usual_mixes, why_not
 from kvcalc.planning.plan import Goals, Plan, PlanRow, plan
 from kvcalc.planning.speed import Decoder, Speculation
 
@@ -22,6 +22,7 @@ __all__ = [
     "of_lengths",
     "plan",
     "read_lengths",
+    "shares_copies",
     "usual_mixes",
     "why_not",
 ]

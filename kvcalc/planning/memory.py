@@ -17,7 +17,7 @@ from kvcalc.architecture.layout import Allocation, Layout
 from kvcalc.architecture.model import Model
 from kvcalc.hardware import Gpu
 from kvcalc.planning.lengths import Lengths
-from kvcalc.sizing import largest, stage_allocations, stage_weights_bytes
+from kvcalc.sizing import largest, stage_allocations, stage_weight_copies_bytes, stage_weights_bytes
 from kvcalc.workload import Parallelism
 
 STEP_TOKENS = 8_192
@@ -82,13 +82,15 @@ class Together:
 class GpuMemory:
     """The memory of the fullest GPU of a mix, as functions of sequences on a replica.
 
-    weights_bytes      on that GPU, a draft model's included
-    all_weights_bytes  of the model on all GPUs together
+    weights_bytes        on that GPU, copies and a draft model's included
+    weight_copies_bytes  the part of them that the engine keeps a second time
+    all_weights_bytes    of the model on all GPUs together, without such copies
     """
 
     budget: Budget
     mix: Parallelism
     weights_bytes: int
+    weight_copies_bytes: int
     all_weights_bytes: int
     activation_bytes: int
     workspace_bytes: int
@@ -164,13 +166,16 @@ def gpu_memory(
     stages = stage_weights_bytes(model, mix, weights_dtype=weights_dtype, mtp=mtp)
     one_copy = sum(stage_weights_bytes(model, Parallelism(), weights_dtype=weights_dtype, mtp=mtp))
     scale = budget.weights_bytes / one_copy if budget.weights_bytes is not None else 1.0
+    copies = stage_weight_copies_bytes(model, layout, mix, weights_dtype=weights_dtype, mtp=mtp)
+    weights, copied = max((ceil(size * scale) + copy, copy) for size, copy in zip(stages, copies, strict=True))
     allocations = tuple(stage_allocations(model, layout, mix, mtp=mtp))
     far = model.max_context_tokens // layout.block_tokens * layout.block_tokens or layout.block_tokens
     growth = min(Fraction(each.sequence_bytes(2 * far) - each.sequence_bytes(far), far) for each in allocations)
     return GpuMemory(
         budget=budget,
         mix=mix,
-        weights_bytes=ceil(max(stages) * scale),
+        weights_bytes=weights,
+        weight_copies_bytes=copied,
         all_weights_bytes=ceil(sum(stages) * mix.tp * mix.dp * scale),
         activation_bytes=activation_bytes(model, mix, tokens=budget.step_tokens),
         workspace_bytes=workspace_bytes(model, mix, context_tokens=context_tokens),
@@ -187,6 +192,7 @@ def with_draft(memory: GpuMemory, draft: GpuMemory) -> GpuMemory:
     return replace(
         memory,
         weights_bytes=memory.weights_bytes + draft.weights_bytes,
+        weight_copies_bytes=memory.weight_copies_bytes + draft.weight_copies_bytes,
         allocations=tuple(Together(parts=(each, whole)) for each in memory.allocations),
         growth_bytes_per_token=memory.growth_bytes_per_token + draft.growth_bytes_per_token,
     )

@@ -32,6 +32,19 @@ def why_not(model: Model, mix: Parallelism) -> str | None:
     return None
 
 
+def shares_copies(model: Model, mix: Parallelism) -> bool:
+    """Whether every rank of a dcp group had a copy of the same entries: there are at least so many ranks a KV head.
+
+    Beyond that a rank only holds fewer tokens of more heads.
+    """
+    return mix.dcp == 1 or any(
+        component.slots.spans_context and component.heads * mix.dcp <= mix.tp
+        for layer, _ in model.distinct_layers
+        for attention in layer.attentions
+        for component in attention.components()
+    )
+
+
 def expert_ranks(model: Model, ranks: int) -> int:
     """The most expert parallel ranks that divide the experts; 1 for a model without."""
     counts = [
@@ -44,13 +57,13 @@ def expert_ranks(model: Model, ranks: int) -> int:
 
 
 def all_mixes(model: Model, gpus: int) -> Iterator[Parallelism]:
-    """Every valid mix of exactly so many GPUs, with as much expert parallelism as divides."""
+    """Every valid mix of exactly so many GPUs, with as much expert parallelism as divides; no dcp without copies."""
     for pp in divisors(gpus):
         for tp in divisors(gpus // pp):
             dp = gpus // pp // tp
             for dcp in divisors(tp):
                 mix = Parallelism(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=expert_ranks(model, tp * dp))
-                if why_not(model, mix) is None:
+                if shares_copies(model, mix) and why_not(model, mix) is None:
                     yield mix
 
 
@@ -63,6 +76,6 @@ def usual_mixes(model: Model, gpus: int) -> Iterator[Parallelism]:
     for tp, pp, dp in shapes:
         for dcp in [1] if tp < gpus else divisors(tp):
             mix = Parallelism(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=expert_ranks(model, tp * dp))
-            if mix not in seen and why_not(model, mix) is None:
+            if mix not in seen and shares_copies(model, mix) and why_not(model, mix) is None:
                 seen.add(mix)
                 yield mix

@@ -122,6 +122,7 @@ class PlanRow:
             "replication_factor": exact(self.replication_factor),
             "weights_replication_factor": self.weights_replication_factor,
             "weights_bytes_per_gpu": memory.weights_bytes,
+            "weight_copies_bytes_per_gpu": memory.weight_copies_bytes,
             "cache_bytes_per_gpu": memory.cache_bytes(self.demand, sequences),
             "activation_bytes_per_gpu": memory.activation_bytes if assumed else None,
             "workspace_bytes_per_gpu": memory.workspace_bytes if assumed else None,

@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 
 from kvcalc import api
 from kvcalc.engines.vllm_blocks import FULL, STATE, WINDOW, Page, equal_pages, grouped
+from kvcalc.engines.vllm_packed import repeats
 from kvcalc.errors import UsageError
 from kvcalc.sizing import cache_size, stage_allocations
+from kvcalc.specs.build import build_model
+from kvcalc.specs.huggingface.convert import spec_from_config
+from kvcalc.specs.reader import Document
 from kvcalc.workload import Parallelism, Workload
 
 ONE = Parallelism()
@@ -134,10 +138,49 @@ def test_prefix_caching_of_states_is_the_default_from_0_26_on():
     assert laid_out("qwen3.5-35b-a3b", "0.26")[1].caches_prefixes
 
 
-def test_mamba_with_prefix_caching_is_not_known_before_0_28():
-    with pytest.raises(UsageError, match="chunk"):
+@pytest.mark.parametrize(
+    ("name", "tp", "block", "requests"),
+    [
+        # as vLLM's own code says for 40 GiB and 30,000 tokens, in 0.13, 0.15, 0.18, 0.20.1, 0.24 and 0.26
+        ("jamba-v0.1", 1, 2048, 10.666667),
+        ("nemotron-h-56b", 2, 2176, 9.826531),
+        ("nemotron-3-nano-30b-a3b", 8, 640, 92.957447),
+    ],
+)
+@pytest.mark.parametrize("version", ["0.13", "0.24"])
+def test_mamba_keeps_a_state_for_every_block(name, tp, block, requests, version):
+    """Blocks are multiples of the kernel's chunk: 2,048 tokens for Mamba-1, 128 for these Mamba-2."""
+    _, layout, (pool,) = laid_out(name, version, mix=Parallelism(tp=tp), prefix_caching=True)
+    assert layout.block_tokens == layout.pool_rules.state_every_tokens == block
+    assert round(pool.blocks(40 << 30) / pool.sequence_blocks(30_000), 6) == requests
+    assert pool.sequence_blocks(30_000) == pool.group_count * -(-30_000 // block)
+    assert any("a block every" in note for note in layout.notes)
+
+
+@pytest.mark.parametrize(("version", "drafts"), [("0.20.1", 0), ("0.22", 3), ("0.27", 3)])
+def test_drafts_of_mamba_states_by_block(version, drafts):
+    layout = laid_out("jamba-v0.1", version, prefix_caching=True, speculative_tokens=3)[1]
+    assert layout.pool_rules.state_blocks == drafts
+
+
+def test_states_of_mamba_that_are_not_kept_by_block():
+    with pytest.raises(UsageError, match="kernel_chunk_tokens"):
         laid_out("nemotron-h-8b", "0.24", prefix_caching=True)
-    assert laid_out("nemotron-h-8b", "0.28", prefix_caching=True)[2]
+    for name, version, blocks in (
+        ("nemotron-h-8b", "0.28", 2),
+        ("nemotron-h-8b", "0.11.0", 1),  # switched off
+        ("qwen3.5-35b-a3b", "0.13", 1),
+    ):
+        rules = laid_out(name, version, prefix_caching=True)[1].pool_rules
+        assert (rules.state_blocks, rules.state_every_tokens) == (blocks, 0)
+
+
+def test_short_convolutions_are_no_mamba():
+    """LFM2 has no part in "all" in any version: 0.14.0 to 0.27.0 vllm/model_executor/models/lfm2.py."""
+    config = {"model_type": "lfm2", "num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}
+    model = build_model(Document("config.json", "", spec_from_config(config, source="config.json")))
+    layout = api.layout_for(model, engine="vllm@0.24", prefix_caching=True)
+    assert (layout.pool_rules.state_blocks, layout.pool_rules.state_every_tokens) == (2, 0)
 
 
 def test_speculation_takes_a_state_block_for_each_token():
@@ -203,13 +246,13 @@ def test_stages_share_the_groups_of_the_whole_model():
 def test_pools_that_vllms_own_code_judged_stay_as_they_are(version):
     rows = [row for row in JUDGED["rows"] if row["version"] == version and row["verdict"] == "equal"]
     assert len(rows) > 150
-    for row in rows[::3]:
-        mix = Parallelism(tp=row["tp"], pp=row["pp"])
-        _, layout, pools = laid_out(row["model"], version, mix=mix, prefix_caching=False, max_batched_tokens=8192)
+    for row in rows[::3] + [row for row in rows if row["model"].startswith("deepseek-v4")]:
+        mix, caching = Parallelism(tp=row["tp"], pp=row["pp"]), row.get("prefix_caching", False)
+        _, layout, pools = laid_out(row["model"], version, mix=mix, prefix_caching=caching, max_batched_tokens=8192)
         pool, blocks = pools[0], min(each.blocks(40 << 30) for each in pools)
         found = {"groups": pool.group_count, "blocks": blocks}
         if mix.pp == 1:
-            found["concurrency"] = round(blocks / pool.sequence_blocks(30_000), 6)
+            found["concurrency"] = round(blocks / pool.stated_sequence_blocks(30_000), 6)
             found["tokens"] = layout.stated_tokens(pool, blocks, max_model_len=30_000)
         assert found == row["both"], row["model"]
 
@@ -222,3 +265,57 @@ def test_dense_mla_has_no_656_byte_record():
     with pytest.raises(UsageError, match="for sparse MLA only"):
         api.estimate("deepseek-v3", engine="vllm", kv_dtype="fp8_ds_mla")
     assert api.estimate("deepseek-v3.2", engine="vllm", kv_dtype="fp8_ds_mla").cache.bytes_per_token == 48_068
+
+
+# --- DeepSeek-V4 ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "block_bytes"),
+    [
+        ("0.22", 22 * (37_440 + 8_640 + 1_728)),  # 43 windows in groups of 22 and 21; a page of each size for 22 layers
+        ("0.26", 22 * 37_440 + 21 * 8_640 + 20 * 1_728),
+        ("0.33", 21 * 37_440 + 21 * 8_640 + 20 * 1_728),  # the compressed entries: the largest group
+    ],
+)
+def test_block_of_deepseek_v4(version, block_bytes):
+    """V4-Flash: 43 layers with windows, 21 of them with entries for 4 tokens and an index, 20 with entries for 128."""
+    _, layout, (pool,) = laid_out("deepseek-v4-flash", version)
+    assert layout.block_tokens == 256
+    assert pool.block_bytes == block_bytes
+    assert pool.group_count == 5
+
+
+def test_blocks_of_a_deepseek_v4_sequence():
+    """65,536 tokens: 256 blocks of entries; windows of 128 (two groups), 8 and 128, and twice 8,192 in flight."""
+    (pool,) = laid_out("deepseek-v4-flash", "0.33", max_batched_tokens=8192)[2]
+    windows = 2 * (-(-(127 + 16_384) // 64) + 1) + (-(-(7 + 16_384) // 4) + 1) + (-(-(127 + 16_384) // 8) + 1)
+    assert pool.sequence_blocks(65_536) == 256 + windows
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=5))
+def test_repeats_pad_least(counts):
+    size = repeats(counts, at_least=1)
+    padding = {each: sum(-count % each for count in counts) for each in range(1, max(counts) + 1)}
+    assert padding[size] == min(padding.values())
+    assert all(padding[each] > padding[size] for each in padding if each > size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "vllm@0.19"}, "not known before 0.20.0"),
+        ({"engine": "vllm", "block_tokens": 64}, "256 tokens only"),
+        ({"engine": "vllm", "kv_dtype": "nvfp4"}, "own records only"),
+        ({"engine": "vllm", "tp": 8, "dcp": 2}, "windows"),
+    ],
+)
+def test_what_vllm_does_not_do_with_deepseek_v4(options, message):
+    with pytest.raises(UsageError, match=message):
+        api.estimate("deepseek-v4-flash", **options)
+
+
+def test_deepseek_v4_fills_gpus_with_blocks():
+    found = api.estimate("deepseek-v4-flash", engine="vllm", kv_dtype="fp8_ds_mla", tp=4, gpu="h200-sxm-141gb")
+    assert found.cache.bytes_per_token == Fraction(385_025, 100)
+    assert found.memory.cache_bytes_per_gpu % (21 * 37_440 + 21 * 8_640 + 20 * 1_728) == 0
