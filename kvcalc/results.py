@@ -61,14 +61,14 @@ class Estimate:
 
     def _aggregated(self, steps: Mapping[str, Step], gpu: Gpu, output_tokens: int) -> "StepTime":
         """The decode step among other requests' prompts, one a replica at once, of the sequences that memory holds."""
-        from kvcalc.timing.serving import RESERVING, aggregated
+        from kvcalc.timing.serving import aggregated
         from kvcalc.timing.step_time import step_time
 
         prompt_tokens = max(1, self.workload.context_tokens - output_tokens // 2)
         one = replace(self.workload, batch=self.parallelism.dp, context_tokens=prompt_tokens, query_tokens=1)
         prompt = replace(steps[PREFILL], workload=one)
         fits = self.memory.max_batch if self.memory is not None else self.workload.batch
-        if self.memory is not None and self.layout.name.partition(" ")[0] in RESERVING:
+        if self.memory is not None and self.layout.reserves_requests:
             fits = fit(
                 self.model,
                 self.layout,

@@ -156,6 +156,11 @@ class Layout(Protocol):
         """What it takes as given and what it does not know, a sentence each."""
         ...
 
+    @property
+    def reserves_requests(self) -> bool:
+        """Whether a request starts only once all of its tokens have room; else it may be put back later."""
+        ...
+
     def records(self, attention: Attention, *, shards: int) -> tuple[Record, ...]:
         """The records of one attention on the rank that holds most, when KV heads are spread over `shards` ranks."""
         ...
@@ -181,6 +186,7 @@ class GenericLayout:
     block_tokens: int = 16
     name: str = "generic"
     notes: tuple[str, ...] = ()
+    reserves_requests: bool = False
 
     @property
     def compute(self) -> str:

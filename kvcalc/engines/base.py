@@ -199,6 +199,7 @@ class ChangedLayout:
     precision: Precision
     block_tokens: int
     notes: tuple[str, ...] = ()
+    reserves_requests: bool = False
     change: Callable[[Attention, tuple[Component, ...]], tuple[Component, ...]] = _unchanged
 
     @property

@@ -89,6 +89,16 @@ ABSORBED = Rule(
         ),
     ),
 )
+ADMISSION = Rule(
+    name="admission",
+    history=(
+        Known(
+            since=_READ,
+            says="a request starts once its prompt and all of its output have room (GUARANTEED_NO_EVICT)",
+            source="TensorRT-LLM docs, Useful Build-Time and Runtime Options: CapacitySchedulerPolicy's default",
+        ),
+    ),
+)
 UTILIZATION = Rule(
     name="free_gpu_memory_fraction",
     history=(
@@ -144,6 +154,7 @@ def layout(request: Request, version: Version) -> ChangedLayout:
         precision=request.precision,
         block_tokens=request.block_tokens or (sparse if latent else plain),
         notes=tuple(notes),
+        reserves_requests=True,
         change=_change,
         blackwell=(request.compute_capability or (0, 0))[0] == 10,
     )
@@ -153,7 +164,7 @@ ENGINE = Engine(
     name="trtllm",
     title="TensorRT-LLM",
     covers=((_READ, _READ),),
-    rules=(BLOCK, HEADS, WINDOWS, FP8, INDEX, ABSORBED, UTILIZATION),
+    rules=(BLOCK, HEADS, WINDOWS, FP8, INDEX, ABSORBED, ADMISSION, UTILIZATION),
     make=layout,
     memory_utilization=UTILIZATION,
     remark="read at commit 001541ba of the main branch (about 2026-02); releases, and cache manager V2, are not known",

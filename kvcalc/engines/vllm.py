@@ -39,6 +39,10 @@ class VllmLayout:
     name: str
 
     @property
+    def reserves_requests(self) -> bool:
+        return False
+
+    @property
     def compute(self) -> str:
         return self.precision.kv.compute
 

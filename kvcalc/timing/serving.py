@@ -3,8 +3,8 @@
 N clients ask, each again as soon as it is answered (a closed loop), for `output_tokens` O tokens after a prompt that
 takes P alone. With D(n) for the step of n sequences:
 
-    resident   the sequences that memory holds; the others wait their turn. An engine of `RESERVING` starts a request
-               once all of its tokens have room, any other takes more and puts some back when memory is full
+    resident   the sequences that memory holds; the others wait their turn. An engine that reserves starts a
+               request once all of its tokens have room, any other takes more and puts some back when memory is full
     decoding   n of the resident decode, the others run their prompt: in a time TPOT x O + TTFT, each does so once
     TPOT       D(n) + n / O x P: every sequence that decodes had a prompt, once in O steps
     TTFT       P and the wait for the prompts before it, P x rho / (2 (1 - rho)) at a share rho of time spent on prompts
@@ -18,9 +18,6 @@ from kvcalc.hardware import Gpu
 from kvcalc.timing.calibrated import Calibration
 from kvcalc.timing.step import Step
 from kvcalc.timing.step_time import StepTime, other_part, step_time, us
-
-RESERVING = ("trtllm",)
-"""TensorRT-LLM's default capacity scheduler policy, GUARANTEED_NO_EVICT (docs, useful runtime options)."""
 
 ROUNDS = 8
 MOST_SHARE = 0.98
