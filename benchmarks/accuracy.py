@@ -1,17 +1,21 @@
 """How accurate is the decode attention model? Every public table, judged on rows that no fit has seen.
 
-    python benchmarks/accuracy.py                       report into benchmarks/results/accuracy.json and .md
+    python benchmarks/accuracy.py                       report into benchmarks/results/accuracy.json and .md, pictures
+                                                        into docs/accuracy where matplotlib is installed
     python benchmarks/accuracy.py --write-calibrations  and the packaged calibrations, from 24 points of each table
 
 Needs the extras `[predict,validate]`. For each table (GPU, engine, kernel, width of cache elements):
 
     roofline    max(bytes / stated bandwidth, FLOPs / stated peak)
-    anchor      what aiconfigurator states for lack of a table: 0.8 of the bandwidth and 3 us
+    anchor      aiconfigurator-core itself: the bound of its SOL mode, which reads no table; its constants for what it
+                has no table of; and its HYBRID mode with the first draw's 24 points as its table (accuracy_anchor.py)
     family      the kernel family's middle values, no measurement of this GPU
     fitted      24 points drawn by strata of cache size, ten draws; the error is on all other rows, the median of ten
     shipped     the packaged calibration of the GPU and family: its own table's unseen rows, or another engine's all
     transfer    fitted on 24 points of another GPU: H100 for H200, B200 for B300
     coverage    share of unseen rows in the 90 % interval, whose shape is from other tables, scaled by the 24 points
+
+What no fit is made on (windows, several query tokens, sparse attention) is judged apart (accuracy_kinds.py).
 
 The model's form and the families' middle values were worked out on H100, H200 and B200 tables with all rows of them in
 view, so their figures are of a model that was made there. No row of B300, GB200 and GB300 was looked at; their scores
@@ -21,36 +25,27 @@ were seen while the form, and how points are drawn, were chosen. A fit sees its 
 import argparse
 import json
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from accuracy_targets import TRANSFERS, median, targets
+from accuracy_anchor import bound_errors, constants_errors, points_errors
+from accuracy_judge import Judged, covered, interval_of, judge, middle, relative, shape_for, summary
+from accuracy_kinds import NOT_JUDGED, kinds
+from accuracy_page import page
+from accuracy_plots import DOCS, write_plots
+from accuracy_targets import TRANSFERS, targets
 from measured_tables import PACKAGE, ROW_RULES, TABLE_RULES, MeasuredTable, load_tables
 
 from kvcalc.commands.output import write_file
 from kvcalc.timing.attention_time import machine, roofline_s
-from kvcalc.timing.calibrated import (
-    BOUNDARIES_BYTES,
-    EIGHT_BIT,
-    REGIMES,
-    SIXTEEN_BIT,
-    UNKNOWN,
-    Calibration,
-    Fit,
-    Interval,
-)
-from kvcalc.timing.calibration.arrays import NUMPY, take
-from kvcalc.timing.calibration.fit import POINTS, Fitted, choose_points, fit, leave_one_out, predict_s
-from kvcalc.timing.calibration.interval import residual_interval, scale_to
+from kvcalc.timing.calibrated import BOUNDARIES_BYTES, EIGHT_BIT, SIXTEEN_BIT, Calibration, Fit, Interval
+from kvcalc.timing.calibration.arrays import NUMPY
+from kvcalc.timing.calibration.fit import POINTS, predict_s
+from kvcalc.timing.calibration.interval import residual_interval
 from kvcalc.timing.calibration.store import DATA, packaged, regime_errors, to_yaml
-from kvcalc.timing.families import FAMILIES
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 10
-ANCHOR_BANDWIDTH, ANCHOR_LATENCY_S = 0.8, 3e-6
-"""mem_bw_empirical_scaling_factor and mem_empirical_constant_latency of aiconfigurator-core's systems/*.yaml."""
-LARGE_BYTES = 200e6
 SHIPPED = {
     "flashmla": ("trtllm 1.3.0rc20",),
     "fa3": ("sglang 0.5.14",),
@@ -64,138 +59,22 @@ MAX_SHIPPED_ERROR = 0.25
 """Mean held-out error above which a fit is not shipped."""
 
 
-@dataclass(kw_only=True)
-class Judged:
-    """A table's fits by seed, with the rows that each has not seen."""
-
-    table: MeasuredTable
-    fits: list[Fitted] = field(default_factory=list)
-    points: list[np.ndarray] = field(default_factory=list)
-    unseen: list[np.ndarray] = field(default_factory=list)
-    loo: list[np.ndarray] = field(default_factory=list)
-
-    @property
-    def kernel(self):
-        return FAMILIES[self.table.family].kernels[self.table.kernel]
-
-    def log_errors(self, values) -> np.ndarray:
-        table = self.table
-        return np.log(table.seconds) - np.log(predict_s(table.case, machine(table.gpu), self.kernel, values))
-
-    @property
-    def cache_bytes(self) -> np.ndarray:
-        return np.asarray(self.table.case.cache_bytes)
-
-
-def judge(table: MeasuredTable, seeds: int) -> Judged:
-    judged = Judged(table=table)
-    for seed in range(seeds):
-        points = choose_points(table.case, POINTS, seed=seed)
-        case, seconds = take(table.case, points), table.seconds[points]
-        device = machine(table.gpu)
-        judged.fits.append(fit(case, seconds, device, judged.kernel))
-        judged.loo.append(leave_one_out(case, seconds, device, judged.kernel))
-        unseen = np.ones(len(table.seconds), bool)
-        unseen[points] = False
-        judged.points.append(points)
-        judged.unseen.append(unseen)
-    return judged
-
-
-def relative(log_errors: np.ndarray) -> np.ndarray:
-    """|expected / measured - 1| from log(measured / expected)."""
-    return np.abs(np.expm1(-log_errors))
-
-
-def summary(log_errors: np.ndarray, cache_bytes: np.ndarray) -> dict[str, float | None]:
-    errors, large = relative(log_errors), cache_bytes > LARGE_BYTES
-    numbers = {
-        "mean": float(np.mean(errors)),
-        "median": float(np.median(errors)),
-        "p90": float(np.quantile(errors, 0.9)),
-        "mean_above_200_mb": float(np.mean(errors[large])) if np.any(large) else None,
-        "median_above_200_mb": float(np.median(errors[large])) if np.any(large) else None,
-    }
-    regime = np.searchsorted(BOUNDARIES_BYTES, cache_bytes, side="right")
-    numbers["by_regime"] = {
-        name: float(np.mean(errors[regime == number])) if np.any(regime == number) else None
-        for number, name in enumerate(REGIMES)
-    }
-    return numbers
-
-
-def middle(rows: list[dict]) -> dict:
-    """The median over seeds of each number."""
-    keys = [key for key in rows[0] if key != "by_regime"]
-    found = {key: median([row[key] for row in rows]) for key in keys}
-    if "by_regime" in rows[0]:
-        found["by_regime"] = {name: median([row["by_regime"][name] for row in rows]) for name in REGIMES}
-    return found
-
-
-def shape_for(judged: Judged, others: list[Judged]) -> tuple[Interval, str]:
-    """The interval's shape from other GPUs' tables: the nearest kin that there are; their first draw's unseen rows."""
-    table = judged.table
-    elsewhere = [each for each in others if each.table.gpu.slug != table.gpu.slug]
-    kin = [
-        (
-            "family, kernel and cache",
-            lambda t: (t.family, t.kernel, t.eight_bit) == (table.family, table.kernel, table.eight_bit),
-        ),
-        ("family and kernel", lambda t: (t.family, t.kernel) == (table.family, table.kernel)),
-        ("kernel and cache", lambda t: (t.kernel, t.eight_bit) == (table.kernel, table.eight_bit)),
-        ("kernel", lambda t: t.kernel == table.kernel),
-    ]
-    for name, same in kin:
-        chosen = [each for each in elsewhere if same(each.table)]
-        if chosen:
-            return pooled_interval(chosen), f"{len(chosen)} tables of other GPUs with the same {name}"
-    return UNKNOWN, "nothing like it was measured"
-
-
-def pooled_interval(chosen: list[Judged]) -> Interval:
-    """Quantiles over tables, each with as many rows as the smallest."""
-    random = np.random.default_rng(0)
-    errors, sizes = [], []
-    for each in chosen:
-        unseen = np.flatnonzero(each.unseen[0])
-        unseen = random.choice(unseen, min(len(unseen), 1400), replace=False)
-        errors.append(each.log_errors(each.fits[0].values)[unseen])
-        sizes.append(each.cache_bytes[unseen])
-    return residual_interval(np.concatenate(errors), np.concatenate(sizes))
-
-
-def covered(log_errors: np.ndarray, cache_bytes: np.ndarray, interval: Interval) -> dict[str, float | None]:
-    regime = np.searchsorted(BOUNDARIES_BYTES, cache_bytes, side="right")
-    low, high = np.array(interval.low)[regime], np.array(interval.high)[regime]
-    ratio = np.exp(log_errors)
-    inside, large = (low <= ratio) & (ratio <= high), cache_bytes > LARGE_BYTES
-    return {
-        "coverage": float(np.mean(inside)),
-        "coverage_above_200_mb": float(np.mean(inside[large])) if np.any(large) else None,
-        "half_width": float(np.median((high - low) / 2)),
-        "half_width_above_200_mb": float(np.median(((high - low) / 2)[large])) if np.any(large) else None,
-    }
-
-
-def report(judged: Judged, everything: list[Judged]) -> dict:
+def report(judged: Judged, everything: list[Judged], shape: Interval, origin: str) -> dict:
     table, sizes = judged.table, judged.cache_bytes
     device = machine(table.gpu)
     start = judged.kernel.start(eight_bit=table.eight_bit)
     bound = np.log(table.seconds) - np.log(roofline_s(table.case, device, NUMPY))
-    shape, origin = shape_for(judged, everything)
     seeds, coverage = [], []
-    for fitted, points, unseen, loo in zip(judged.fits, judged.points, judged.unseen, judged.loo, strict=True):
+    for draw, (fitted, unseen) in enumerate(zip(judged.fits, judged.unseen, strict=True)):
         errors = judged.log_errors(fitted.values)
         seeds.append(summary(errors[unseen], sizes[unseen]))
-        interval = scale_to(shape, loo.tolist(), sizes[points].tolist())
-        coverage.append(covered(errors[unseen], sizes[unseen], interval))
+        coverage.append(covered(errors[unseen], sizes[unseen], interval_of(judged, draw, shape)))
     found = {
         **describe(table),
         "rows": len(table.seconds),
         "left_out": table.left_out,
         "roofline": summary(bound, sizes),
-        "anchor_constants": summary(anchor_errors(table), sizes),
+        "anchor": anchor(judged),
         "family_alone": summary(judged.log_errors(start), sizes),
         "fitted": middle(seeds),
         "fitted_by_seed": [{"mean": row["mean"], "mean_above_200_mb": row["mean_above_200_mb"]} for row in seeds],
@@ -207,16 +86,17 @@ def report(judged: Judged, everything: list[Judged]) -> dict:
     return found
 
 
-def anchor_errors(table: MeasuredTable) -> np.ndarray:
-    """Log errors of the constants that aiconfigurator's system files state for what it has no table of.
-
-    bytes / (0.8 bandwidth) + 3 us, or FLOPs / peak where that is more. Its no-table mode itself is not called: it is
-    compiled, takes its utilisations from the same tables, and has no entry for a single attention call.
-    """
-    device, case = machine(table.gpu), table.case
-    moved = (case.cache_bytes + case.query_output_bytes) / (ANCHOR_BANDWIDTH * device.bandwidth_bytes_per_s)
-    bound = np.maximum(moved + ANCHOR_LATENCY_S, case.flop / device.matrix_flop_per_s)
-    return np.log(table.seconds) - np.log(bound)
+def anchor(judged: Judged) -> dict:
+    """aiconfigurator-core on the rows: its bound, its constants, and what it makes of the first draw's points."""
+    table, sizes = judged.table, judged.cache_bytes
+    points = points_errors(table, judged.points[0])
+    answered = judged.unseen[0] & np.isfinite(points)
+    return {
+        "bound": summary(bound_errors(table), sizes),
+        "constants": summary(constants_errors(table), sizes),
+        "points": summary(points[answered], sizes[answered]) if np.any(answered) else None,
+        "points_refused": int(np.sum(judged.unseen[0] & ~answered)),
+    }
 
 
 def describe(table: MeasuredTable) -> dict:
@@ -318,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write-calibrations", action="store_true")
     parser.add_argument("--only", default="", help="tables whose name contains this")
+    parser.add_argument("--into", type=Path, help="write the report and its pictures into this folder instead")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--date", default=time.strftime("%Y-%m-%d"))
     options = parser.parse_args()
@@ -335,7 +216,9 @@ def main() -> None:
         for calibration in calibrations(everything, options.date):
             write_file(DATA / f"{calibration.gpu}-{calibration.family}.yaml", to_yaml(calibration))
         packaged.cache_clear()
-    rows = [report(judged, everything) for judged in everything]
+    shapes = [shape_for(judged, everything) for judged in everything]
+    rows = [report(each, everything, *shape) for each, shape in zip(everything, shapes, strict=True)]
+    shaped = [(each, shape) for each, (shape, _) in zip(everything, shapes, strict=True)]
     result = {
         "schema": "kvcalc.accuracy/1",
         "measurements": PACKAGE,
@@ -346,16 +229,19 @@ def main() -> None:
         "row_rules": ROW_RULES,
         "table_rules": TABLE_RULES,
         "tables": rows,
+        "kinds": kinds(shaped),
+        "kinds_not_judged": NOT_JUDGED,
         "tables_left_out": [left_out_table(table) for table in tables if table.table_rule is not None],
         "refused": refused,
     }
-    if not options.only:
-        from accuracy_page import page
-
-        write_file(RESULTS / "accuracy.json", json.dumps(result, indent=1) + "\n")
-        write_file(RESULTS / "accuracy.md", page(result))
-    else:
+    if options.only and options.into is None:
         print(json.dumps(rows, indent=1))
+        return
+    folder = options.into or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "accuracy.json", json.dumps(result, indent=1) + "\n")
+    write_file(folder / "accuracy.md", page(result))
+    write_plots(shaped, options.into or DOCS)
 
 
 def left_out_table(table: MeasuredTable) -> dict:

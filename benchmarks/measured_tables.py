@@ -63,8 +63,18 @@ TABLE_RULES = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Windowed:
+    """Rows of a kernel with a window that no other rule leaves out; `beyond`: the context is longer than the window."""
+
+    case: AttentionCase
+    seconds: np.ndarray
+    window_tokens: np.ndarray
+    beyond: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasuredTable:
-    """One kernel's measurements. `left_out` holds rows by rule (and all rows' rules, where the table is left out)."""
+    """One kernel's measurements. `left_out` counts rows by rule; `table_rule` is why the whole table is left out."""
 
     gpu: Gpu
     engine: str
@@ -77,6 +87,7 @@ class MeasuredTable:
     left_out: dict[str, int] = field(default_factory=dict)
     table_rule: str | None = None
     rows_left_out: "MeasuredTable | None" = None
+    windowed: "Windowed | None" = None
 
     @property
     def name(self) -> str:
@@ -84,12 +95,17 @@ class MeasuredTable:
         return f"{self.gpu.slug} {self.engine} {self.source} {self.kernel} {width}"
 
 
-def load_tables() -> list[MeasuredTable]:
-    """All decode attention tables, in order of GPU, engine and kernel."""
+def package_root() -> Path:
+    """The package's folder of systems. Ends the program where it is not installed."""
     found = importlib.util.find_spec("aiconfigurator_core")
     if found is None or not found.submodule_search_locations:
         raise SystemExit("this needs the public measurements: pip install 'kvcalc[validate]'")
-    root = Path(found.submodule_search_locations[0]) / "systems" / "data"
+    return Path(found.submodule_search_locations[0]) / "systems"
+
+
+def load_tables() -> list[MeasuredTable]:
+    """All decode attention tables, in order of GPU, engine and kernel."""
+    root = package_root() / "data"
     tables: list[MeasuredTable] = []
     for system, slug in GPUS.items():
         for name in ("generation_mla_perf.parquet", "generation_attention_perf.parquet"):
@@ -164,6 +180,7 @@ def _table(rows, gpu: Gpu, engine: str, source: str, family: str, kernel: str, e
         "too fast": large & (rate > 1.05),
     }
     out = np.logical_or.reduce(list(rules.values()))
+    windowed = (window > 0) & ~np.logical_or.reduce([mask for name, mask in rules.items() if name != "window"])
     make = {"gpu": gpu, "engine": engine, "source": source, "family": family, "kernel": kernel, "eight_bit": eight_bit}
     table = MeasuredTable(
         **make,
@@ -171,6 +188,14 @@ def _table(rows, gpu: Gpu, engine: str, source: str, family: str, kernel: str, e
         seconds=seconds[~out],
         left_out={name: int(np.sum(mask)) for name, mask in rules.items() if np.any(mask)},
         rows_left_out=MeasuredTable(**make, case=take(case, out), seconds=seconds[out]) if np.any(out) else None,
+        windowed=Windowed(
+            case=take(case, windowed),
+            seconds=seconds[windowed],
+            window_tokens=window[windowed],
+            beyond=(context > window)[windowed],
+        )
+        if np.any(windowed)
+        else None,
     )
     return MeasuredTable(**{**table.__dict__, "table_rule": _table_rule(table)})
 

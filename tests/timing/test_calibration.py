@@ -131,8 +131,10 @@ def test_an_interval_covers_what_it_claims() -> None:
 
 def test_own_points_scale_an_interval_within_limits() -> None:
     shape = Interval(low=(0.9,) * 4, high=(1.1,) * 4)
-    wide = scale_to(shape, [0.2, -0.25, 0.3, 0.22], [1e9] * 4)
+    bad = [0.2, -0.25, 0.3, 0.22]
+    wide, less = scale_to(shape, bad * 6, [1e9] * 24), scale_to(shape, bad, [1e9] * 4)
     assert wide.high[0] > 1.25
+    assert 1.1 < less.high[0] < wide.high[0]
     narrow = scale_to(shape, [0.001] * 8, [1e9] * 8)
     assert 1.07 < narrow.high[0] < 1.1
     assert scale_to(shape, [], []) == shape
