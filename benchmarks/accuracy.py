@@ -49,6 +49,7 @@ SEEDS = 10
 SHIPPED = {
     "flashmla": ("trtllm 1.3.0rc20",),
     "fa3": ("sglang 0.5.14",),
+    "fa3-vllm": ("vllm 0.24.0",),
     "trtllm-xqa": ("trtllm 1.3.0rc20",),
     "trtllm-gen": ("trtllm 1.3.0rc20",),
     "flashinfer": ("sglang 0.5.14", "sglang 0.5.10"),

@@ -20,7 +20,7 @@ GROUPS = {
     "other GPUs, all": (None, None, lambda row: not hopper(row) and not blackwell(row)),
 }
 """Groups of tables with the errors that are aimed at: all rows, rows above 200 MB. Families of tuned kernels only."""
-TUNED = ("flashmla", "fa3", "trtllm-gen", "trtllm-xqa")
+TUNED = ("flashmla", "fa3", "fa3-vllm", "trtllm-gen", "trtllm-xqa")
 
 
 def is_mla(row: dict) -> bool:

@@ -33,7 +33,7 @@ GPUS = {
 SOURCES = {
     "fa3": "fa3",
     "flash_attention": "fa3",
-    "vllm_flash_attn_fa3": "fa3",
+    "vllm_flash_attn_fa3": "fa3-vllm",
     "trtllm_mha": "trtllm-gen",
     "trtllm_mla": "trtllm-gen",
     "vllm_flashinfer_trtllmdecode": "trtllm-gen",

@@ -153,6 +153,23 @@ def test_query_tokens_multiply_rows_not_reads() -> None:
     assert seconds(mla(batch=64, heads=128, query=4), "flashmla", MLA) > 2.5 * one
 
 
+def test_wider_tiles_take_longer_to_set_up_and_write() -> None:
+    """Small caches of many requests: a tile of 32 rows against one of 16, on the kernel that pads to them."""
+    kernel = FAMILIES["trtllm-xqa"].kernels["gqa"]
+    small = [gqa(batch=512, context=64, heads=8 * group) for group in (16, 24)]
+    narrow, wide = (attention_time(case, H100, kernel.shape, kernel.values) for case in small)
+    assert wide.items_s > 1.1 * narrow.items_s
+
+
+def test_a_shape_may_be_of_hopper_alone() -> None:
+    kernel = FAMILIES["trtllm-xqa"].kernels["gqa"]
+    case = gqa(batch=3, context=4096)
+    here, there = (
+        attention_time(case, replace(H100, hopper=hopper), kernel.shape, kernel.values) for hopper in (True, False)
+    )
+    assert here.items_s != there.items_s
+
+
 def test_a_prediction_costs_little() -> None:
     case, kernel = mla(), FAMILIES["flashmla"].kernels[MLA]
     best = min(_cost(case, kernel) for _ in range(5))

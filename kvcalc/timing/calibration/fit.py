@@ -3,7 +3,7 @@
 Least squares on the logarithm of the time, so that a microsecond of a small call and a millisecond of a large one count
 by their ratio, with a soft loss that a few corrupt points don't move (scipy `least_squares`, soft_l1). Every parameter
 stays within its physical range and is drawn to its family's value by as much as the family says that GPUs differ: with
-two dozen points and eighteen parameters, what the points don't tell stays where the family has it. A fit that is not
+two dozen points and as many parameters, what the points don't tell stays where the family has it. A fit that is not
 plausible is refused.
 """
 
