@@ -141,6 +141,11 @@ class Layout(Protocol):
     def name(self) -> str: ...
 
     @property
+    def engine(self) -> str:
+        """The engine's name without its version; `generic` where it is none's."""
+        ...
+
+    @property
     def block_tokens(self) -> int: ...
 
     @property
@@ -185,6 +190,7 @@ class GenericLayout:
     precision: Precision
     block_tokens: int = 16
     name: str = "generic"
+    engine: str = "generic"
     notes: tuple[str, ...] = ()
     reserves_requests: bool = False
 

@@ -192,6 +192,7 @@ def _unchanged(attention: Attention, components: tuple[Component, ...]) -> tuple
 class ChangedLayout:
     """Components record by record, after an engine's rules have changed what a record holds.
 
+    name    the engine's label: its name and version
     change  the components that the engine keeps for an attention, from those that the attention names
     """
 
@@ -201,6 +202,10 @@ class ChangedLayout:
     notes: tuple[str, ...] = ()
     reserves_requests: bool = False
     change: Callable[[Attention, tuple[Component, ...]], tuple[Component, ...]] = _unchanged
+
+    @property
+    def engine(self) -> str:
+        return self.name.partition(" ")[0]
 
     @property
     def compute(self) -> str:

@@ -39,6 +39,10 @@ class VllmLayout:
     name: str
 
     @property
+    def engine(self) -> str:
+        return ENGINE.name
+
+    @property
     def reserves_requests(self) -> bool:
         return False
 

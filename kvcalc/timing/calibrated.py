@@ -126,39 +126,51 @@ def choose(
     gpu: Gpu,
     calibrations: Sequence[Calibration] = (),
     family: str | None = None,
+    engine: str = "generic",
 ) -> CalibratedKernel:
     """The kernel of an attention (mla, or any of gqa, mqa, mha) on a GPU.
 
     shared_heads  whether several query heads attend one KV head
     calibrations  to choose from, of this GPU; the first of the wanted family that has the kernel is taken
-    family        by default the one that tuned engines run on the GPU, or the only one that is calibrated
+    family        by default the engine's on the GPU, or that of other engines where it is not calibrated, or the only
+                  one that is
     """
-    families = {calibration.family for calibration in calibrations}
-    name = family or default_family(gpu, attention)
-    if family is None and name not in families and len(families) == 1:
-        name = next(iter(families))
+    calibrated = {calibration.family for calibration in calibrations}
+    usual = family or default_family(gpu, attention)
+    only = calibrated if family is None and usual not in calibrated and len(calibrated) == 1 else ()
+    for name in dict.fromkeys((family or default_family(gpu, attention, engine), usual, *only)):
+        found = find_family(name)
+        kind = _kind(attention, found, shared_heads=shared_heads)
+        fits = ((each, each.fit(kind, eight_bit=eight_bit)) for each in calibrations if each.family == name)
+        for calibration, fit in fits:
+            if fit is not None:
+                return CalibratedKernel(
+                    family=found,
+                    kernel=found.kernel(kind),
+                    machine=machine(gpu),
+                    values=fit.values,
+                    interval=fit.interval,
+                    fitted=True,
+                    origin=f"{calibration.name}, {fit.points} points, {calibration.source}",
+                )
+    name = next(iter(only), usual)
     found = find_family(name)
-    kind = MLA if attention == MLA else MHA if not shared_heads and MHA in found.kernels else GQA
-    kernel, device = found.kernel(kind), machine(gpu)
-    for calibration in calibrations:
-        fit = calibration.fit(kind, eight_bit=eight_bit) if calibration.family == name else None
-        if fit is not None:
-            return CalibratedKernel(
-                family=found,
-                kernel=kernel,
-                machine=device,
-                values=fit.values,
-                interval=fit.interval,
-                fitted=True,
-                origin=f"{calibration.name}, {fit.points} points, {calibration.source}",
-            )
+    kind = _kind(attention, found, shared_heads=shared_heads)
+    kernel = found.kernel(kind)
     return CalibratedKernel(
         family=found,
         kernel=kernel,
-        machine=device,
+        machine=machine(gpu),
         values=kernel.start(eight_bit=eight_bit),
         interval=UNKNOWN,
         fitted=False,
         origin=f"no calibration of {name}'s {kind} kernel with a {EIGHT_BIT if eight_bit else SIXTEEN_BIT} cache on "
         f"{gpu.slug}: the family's middle values, and a wide interval",
     )
+
+
+def _kind(attention: str, family: Family, *, shared_heads: bool) -> str:
+    """The kind of kernel that a family runs an attention with."""
+    if attention == MLA:
+        return MLA
+    return MHA if not shared_heads and MHA in family.kernels else GQA

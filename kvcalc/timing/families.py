@@ -112,11 +112,16 @@ def find_family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def default_family(gpu: Gpu, attention: str) -> str:
-    """The family that the tuned engines run on a GPU: where a user names none."""
+ON_HOPPER = {("vllm", GQA): "fa3-vllm", ("trtllm", GQA): "trtllm-xqa", ("sglang", MLA): "fa3"}
+"""What an engine runs there instead of what others do: the kernels of its tables in aiconfigurator-core 0.12.0."""
+
+
+def default_family(gpu: Gpu, attention: str, engine: str = "generic") -> str:
+    """The family that an engine runs on a GPU: where a user names none."""
     workstation = (gpu.compute_capability or "").startswith("12.")
     if gpu.architecture in ("Blackwell", "Blackwell Ultra") and not workstation:
         return "trtllm-gen"
     if gpu.architecture == "Hopper":
-        return "flashmla" if attention == MLA else "fa3"
+        usual = "flashmla" if attention == MLA else "fa3"
+        return ON_HOPPER.get((engine, MLA if attention == MLA else GQA), usual)
     return "triton" if attention == MLA else "flashinfer"

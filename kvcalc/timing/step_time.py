@@ -194,6 +194,7 @@ def _attention(
             eight_bit=bool(case.eight_bit),
             gpu=gpu,
             calibrations=calibrations,
+            engine=step.layout.engine,
         )
     except UsageError as error:  # the calibrated family has no kernel of this kind
         yield error.message

@@ -8,7 +8,7 @@ import pytest
 np = pytest.importorskip("numpy")
 pytest.importorskip("scipy")
 
-from kvcalc.api import load_gpu
+from kvcalc.api import load_calibrations, load_gpu
 from kvcalc.errors import SpecError, UsageError
 from kvcalc.specs.reader import read_document
 from kvcalc.timing.attention_time import PARAMETERS, AttentionCase, machine
@@ -229,3 +229,30 @@ def test_choose_falls_back_to_a_wide_interval_and_says_so() -> None:
         "mla", shared_heads=True, eight_bit=False, gpu=replace(GPU, architecture="CDNA3"), calibrations=[made]
     )
     assert only.fitted
+
+
+def test_an_engine_is_timed_with_the_kernels_that_it_runs():
+    gpu = load_gpu("h200-sxm-141gb")
+    calibrations = load_calibrations(gpu)
+    families = {
+        (engine, attention): choose(
+            attention, shared_heads=True, eight_bit=False, gpu=gpu, calibrations=calibrations, engine=engine
+        ).family.name
+        for engine in ("generic", "vllm", "sglang", "trtllm", "llama-cpp")
+        for attention in ("mla", "gqa")
+    }
+    assert families == {
+        ("generic", "mla"): "flashmla",
+        ("generic", "gqa"): "fa3",
+        ("vllm", "mla"): "flashmla",
+        ("vllm", "gqa"): "fa3-vllm",
+        ("sglang", "mla"): "fa3",
+        ("sglang", "gqa"): "fa3",
+        ("trtllm", "mla"): "flashmla",
+        ("trtllm", "gqa"): "trtllm-xqa",
+        ("llama-cpp", "mla"): "flashmla",
+        ("llama-cpp", "gqa"): "fa3",
+    }
+    # fa3's MLA kernel has no packaged fit with an 8-bit cache: the usual one stands in
+    narrow = choose("mla", shared_heads=True, eight_bit=True, gpu=gpu, calibrations=calibrations, engine="sglang")
+    assert (narrow.family.name, narrow.fitted) == ("flashmla", True)
