@@ -4,36 +4,45 @@
                    interval as `predict` widens it
     query tokens   FlashAttention runs decode and prefill with one kernel, so its shortest prefills are calls of 16 to
                    128 query tokens. Nothing is cached before them; the model counts every pair, causal or not
-    index scores   one layer's indexer call alone (SGLang, DeepSeek-V4's: 64 heads of 128, an fp8 key for four tokens),
-                   for 1 and for several query tokens, as `estimate` times it: with the GPU's packaged MLA calibration
-    modules        a whole attention layer: `estimate`'s attention, index scores, top k and projections of
+    index scores   one layer's indexer call alone (SGLang and vLLM, DeepSeek-V4's: 64 heads of 128, an fp8 key for four
+                   tokens), for 1 and for several query tokens, as `estimate` times it
+    top k          one layer's choice of 2,048 tokens (SGLang, GLM-5's), of scores that are nearly equal and of scores
+                   that are well parted
+    modules        a whole attention layer: `estimate`'s attention, index scores, top k, indexer and projections of
                    DeepSeek-V3.2; and DeepSeek-V3's dense MLA beside it, which tells what the selection adds. Of each
-                   table MODULE_ROWS rows, drawn by a fixed seed
+                   table MODULE_ROWS rows, drawn by a fixed seed, with the kernels of the table's engine
 
 Errors of modules hold what surrounds attention as well: norms, rotary embedding and cache writes are in the
 measurement and not in the sum.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from accuracy_judge import Judged, interval_of, relative
 from measured_tables import GPUS, package_root
 
-from kvcalc.api import estimate, load_calibrations, load_gpu
-from kvcalc.timing.attention_time import AttentionCase, Machine, machine
-from kvcalc.timing.calibrated import BOUNDARIES_BYTES, UNSEEN_SCALE, Interval, choose
+from kvcalc.api import estimate, load_gpu
+from kvcalc.timing.attention_time import AttentionCase, machine
+from kvcalc.timing.calibrated import BOUNDARIES_BYTES, UNSEEN_SCALE, Interval
+from kvcalc.timing.calibration.arrays import NUMPY
 from kvcalc.timing.calibration.fit import predict_s
-from kvcalc.timing.families import FAMILIES
+from kvcalc.timing.parts import LAUNCH_S
+from kvcalc.timing.selection import TOP_K_ENDS, index_kernel, index_time, top_k_s
 
 FLASH_ATTENTION = ("fa3", "vllm_flash_attn_fa3", "vllm_flash_attn_fa2", "vllm_flash_attn", "flash_attention")
 MAX_QUERY_TOKENS = 128
-INDEX_QUERY_TOKENS = 16
+FEW_QUERY_TOKENS = 16
+SET_ON, SET_SHARE = ("h100-sxm5-80gb", "b200-sxm-180gb"), 5
+"""GPUs on whose rows the form of kvcalc.timing.selection was worked out, and of which every fifth row of index scores
+and top k set its values: those rows are not judged, and no DSA module of these GPUs."""
+WINDOWS_SET_ON, WINDOWS_SHARE, WINDOW_FAMILIES = "h100-sxm5-80gb", 4, ("fa3-vllm", "trtllm-xqa")
+"""Every fourth row with a window, of the tables that the shares in kvcalc.timing.schedule were set on: not judged."""
 INDEX_HEADS, INDEX_WIDTH, INDEX_KEY_BYTES, INDEX_RATIO = 64, 128, 132, 4
 SELECTED_TOKENS = 2048
 MODULE_ROWS = 300
-MODULE_PARTS = ("attention", "index scores", "top k", "projections")
+MODULE_PARTS = ("attention", "index scores", "top k", "indexer", "projections")
 MODULES = {
     "DSA module": ("deepseek-v3.2", "dsa_generation_module_perf.parquet", "deepseek-ai/DeepSeek-V3.2"),
     "MLA module": ("deepseek-v3", "mla_generation_module_perf.parquet", "deepseek-ai/DeepSeek-V3"),
@@ -45,7 +54,7 @@ NOT_JUDGED = {
     "several query tokens of MLA": "context tables of MLA are of the expanded form, which decode does not run",
     "attention over a selection alone": "glm5_dsa_attn_module and glm5_mqa_logits_module time the prefill kernels "
     "(flash_mla_sparse_fwd, fp8_mqa_logits on keys end to end), not those of a decode step",
-    "top k alone": "glm5_topk_module is of the prefill path and 0 where nothing is selected",
+    "top k of nothing": "glm5_topk_module states 0 where nothing is selected",
     "MiniMax-M3, DeepSeek-V4, GLM-5.2's shared index": "tables of whole modules of models with other parts around "
     "attention; DeepSeek-V4's compressed attention has no time model",
     "modules with nvfp4 products": "left out: their error would be the products'",
@@ -55,7 +64,7 @@ NOT_JUDGED = {
 def kinds(judged: list[tuple[Judged, Interval]]) -> list[dict]:
     """A row for each kind and group: tables, rows, errors and how many the interval holds."""
     found: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
-    for each in (_windows(judged), _queries(judged), _index_scores(), _modules()):
+    for each in (_windows(judged), _queries(judged), _index_scores(), _top_k(), _modules()):
         for kind, group, errors, inside in each:
             if len(errors):
                 found.setdefault((kind, group), []).append((errors, inside))
@@ -95,7 +104,10 @@ def _windows(judged: list[tuple[Judged, Interval]]) -> Iterator[Errors]:
         expected = predict_s(rows.case, machine(table.gpu), each.kernel, each.fits[0].values)
         errors = np.log(rows.seconds) - np.log(expected)
         inside = _inside(errors, np.asarray(rows.case.cache_bytes), interval_of(each, 0, shape))
-        for name, member in (("context within it", ~rows.beyond), ("context beyond it", rows.beyond)):
+        judged_rows = np.ones(len(errors), bool)
+        if table.gpu.slug == WINDOWS_SET_ON and table.family in WINDOW_FAMILIES:
+            judged_rows[::WINDOWS_SHARE] = False
+        for name, member in (("context within it", ~rows.beyond), ("context beyond it", rows.beyond & judged_rows)):
             yield f"window, {name}", table.family, errors[member], inside[member]
 
 
@@ -140,13 +152,13 @@ def _prefills(judged: Judged) -> tuple[AttentionCase, np.ndarray]:
 
 
 def _index_scores() -> Iterator[Errors]:
-    for slug in GPUS.values():
-        path = _system(slug) / "sparse_attention" / "sglang" / "0.5.14" / "dsv4_paged_mqa_logits_module_perf.parquet"
-        calibrated = _packaged(slug) if path.exists() else None
-        if calibrated is None:
-            continue
+    for slug, engine, path in _selection_tables("dsv4_paged_mqa_logits_module_perf.parquet"):
         rows = _read(path)
-        rows = rows[(rows.isl <= INDEX_QUERY_TOKENS) & (rows.isl + rows.step >= INDEX_RATIO) & (rows.latency > 0)]
+        rows = rows[(rows.isl <= FEW_QUERY_TOKENS) & (rows.isl + rows.step >= INDEX_RATIO) & (rows.latency > 0)]
+        if engine == "sglang" and slug in SET_ON:
+            rows = rows[np.arange(len(rows)) % SET_SHARE != 0]
+        gpu = load_gpu(slug)
+        kernel = index_kernel(gpu)
         case = AttentionCase(
             batch=rows.batch_size.to_numpy(float),
             n_heads=INDEX_HEADS,
@@ -159,34 +171,51 @@ def _index_scores() -> Iterator[Errors]:
             query_output_elements=INDEX_WIDTH,
             eight_bit=True,
         )
-        predict, interval = calibrated
-        errors = np.log(rows.latency.to_numpy(float) * 1e-3) - np.log(predict(case))
-        inside = _inside(errors, np.asarray(case.cache_bytes, float), interval)
+        expected = index_time(case, machine(gpu), kernel, NUMPY).total_s
         large = np.asarray(case.cache_bytes, float) > BOUNDARIES_BYTES[1]
-        one = case.query_tokens == 1
-        for name, member in (
-            ("1 query token, keys up to 20 MB", one & ~large),
-            ("1 query token, keys above 20 MB", one & large),
-            (f"4 to {INDEX_QUERY_TOKENS} query tokens, keys up to 20 MB", ~one & ~large),
-            (f"4 to {INDEX_QUERY_TOKENS} query tokens, keys above 20 MB", ~one & large),
-        ):
-            yield "index scores", name, errors[member], inside[member]
+        yield from _by_queries("index scores", engine, rows, expected, kernel.ends, large, "keys")
 
 
-def _packaged(slug: str) -> tuple[Callable[[AttentionCase], np.ndarray], Interval] | None:
-    """How `estimate` times index scores on a GPU beside an 8-bit cache, where it is calibrated."""
-    gpu = load_gpu(slug)
-    kernel = choose("mla", shared_heads=True, eight_bit=True, gpu=gpu, calibrations=load_calibrations(gpu))
-    if not kernel.fitted:
-        return None
-    device: Machine = kernel.machine
-    family = FAMILIES[kernel.family.name].kernels["mla"]
-    return lambda case: predict_s(case, device, family, kernel.values), kernel.interval
+def _top_k() -> Iterator[Errors]:
+    for slug, engine, path in _selection_tables("glm5_topk_module_perf.parquet"):
+        rows = _read(path)
+        tokens = rows.isl + rows.step
+        rows = rows[(rows.isl <= FEW_QUERY_TOKENS) & (tokens > SELECTED_TOKENS) & (rows.latency > 0)]
+        if slug in SET_ON:
+            rows = rows[np.arange(len(rows)) % SET_SHARE != 0]
+        tokens = (rows.isl + rows.step).to_numpy(float)
+        queries = (rows.batch_size * rows.isl).to_numpy(float)
+        expected = LAUNCH_S + top_k_s(queries, tokens, SELECTED_TOKENS, machine(load_gpu(slug)).sms, NUMPY)
+        large = 4 * queries * tokens > BOUNDARIES_BYTES[1]
+        yield from _by_queries("top k", engine, rows, expected, TOP_K_ENDS, large, "scores")
+
+
+def _selection_tables(name: str) -> Iterator[tuple[str, str, Path]]:
+    for slug in GPUS.values():
+        for path in sorted((_system(slug) / "sparse_attention").rglob(name)):
+            yield slug, path.parts[-3], path
+
+
+def _by_queries(
+    kind: str, engine: str, rows, expected: np.ndarray, ends: tuple[float, float], large: np.ndarray, what: str
+) -> Iterator[Errors]:
+    ratio = rows.latency.to_numpy(float) * 1e-3 / expected
+    errors, inside = np.log(ratio), (ends[0] <= ratio) & (ratio <= ends[1])
+    one = rows.isl.to_numpy() == 1
+    for name, member in (
+        (f"1 query token, {what} up to 20 MB", one & ~large),
+        (f"1 query token, {what} above 20 MB", one & large),
+        (f"4 to {FEW_QUERY_TOKENS} query tokens, {what} up to 20 MB", ~one & ~large),
+        (f"4 to {FEW_QUERY_TOKENS} query tokens, {what} above 20 MB", ~one & large),
+    ):
+        yield kind, f"{engine}, {name}", errors[member], inside[member]
 
 
 def _modules() -> Iterator[Errors]:
     for kind, (model, name, stated) in MODULES.items():
         for slug in GPUS.values():
+            if kind == "DSA module" and slug in SET_ON:
+                continue
             for path in sorted(_system(slug).rglob(name)):
                 rows = _read(path)
                 rows = rows[(rows.model == stated) & (rows.latency > 0)]
@@ -207,6 +236,7 @@ def _module(kind: str, model: str, slug: str, engine: str, rows, kv_dtype: str, 
             context_tokens=row.isl + row.step,
             kv_dtype=kv_dtype,
             weights_dtype=weights_dtype,
+            engine=engine,
         )
         time = found.predictions["decode"]
         if time.unknown:

@@ -168,6 +168,7 @@ def _table(rows, gpu: Gpu, engine: str, source: str, family: str, kernel: str, e
         value_elements=width,
         query_output_elements=1088 * np.ones(len(rows)) if mla else 2 * width,
         eight_bit=np.full(len(rows), eight_bit),
+        history_tokens=np.where(window > 0, context, 0),
     )
     limit = FAMILIES[family].max_group
     large = case.cache_bytes > 4 * machine(gpu).l2_bytes

@@ -166,6 +166,7 @@ class AttentionCase:
     value_elements         width of one head's partial output
     query_output_elements  elements of one head's query and output
     eight_bit              whether the cache has a byte an element, or less
+    history_tokens         tokens of a request where a window attends fewer: schedules count them; 0 without a window
     """
 
     batch: Number
@@ -178,6 +179,7 @@ class AttentionCase:
     value_elements: Number
     query_output_elements: Number
     eight_bit: Number = False
+    history_tokens: Number = 0
 
     @property
     def cache_bytes(self) -> Number:
@@ -220,9 +222,15 @@ class AttentionTime:
         )
 
 
-def _norm(a: Number, b: Number, power: float, ops: Operations) -> Number:
+def norm(a: Number, b: Number, power: float, ops: Operations) -> Number:
+    """The larger of two times at a large power, their sum at 1."""
     large = ops.maximum(a, b)
     return large * (1 + (ops.minimum(a, b) / large) ** power) ** (1 / power)
+
+
+def warm_share(resident: Number, ops: Operations) -> Number:
+    """Share of a cache that is found in L2, of which it fills `resident`."""
+    return ops.maximum(0.0, ops.minimum(1.0, (1.4 - resident) / 0.8))
 
 
 def attention_time(
@@ -237,15 +245,21 @@ def attention_time(
     work = cut(case, machine.sms, shape, overhead=overhead, tail=tail, ops=ops)
     tokens, row_blocks, value = work.tile_tokens, work.row_blocks, case.value_elements
 
-    rows = case.n_heads * case.query_tokens / (case.n_kv_heads * work.row_waves)
-    partial_bytes = where(work.split, work.partials * rows * value * PARTIAL_BYTES, 0.0)
+    partial_bytes = where(work.split, work.partials * (work.rows / work.row_waves) * value * PARTIAL_BYTES, 0.0)
     query_bytes = case.query_output_bytes
     resident = (case.cache_bytes + partial_bytes / 2 + query_bytes) / (values["l2_usable_fraction"] * machine.l2_bytes)
-    warm = most(0.0, least(1.0, (1.4 - resident) / 0.8))
+    warm = warm_share(resident, ops)
     tile_bytes = tokens * case.entry_bytes
     loaded = 1.0 if shape.whole_tiles else case.context_tokens / (work.tiles_each * tokens)
     again = where(work.tile_rows < FULL_TILE_ROWS, values["reread_fraction"] * (row_blocks - 1), 0.0)
-    block_memory_s = tile_bytes * loaded * (1 - warm + warm / values["l2_speedup"] + again) / bandwidth
+    readers = case.n_heads / case.n_kv_heads if shape.schedule == "threads" else 1.0
+    cold = (1 - warm) / readers  # a block a query head: heads that share a KV head read it from memory once
+    block_memory_s = (
+        tile_bytes
+        * loaded
+        * (cold + (warm + (1 - warm) * (1 - 1 / readers)) / values["l2_speedup"] + again)
+        / bandwidth
+    )
     rate = machine.matrix_flop_per_s
     if shape.fp8_products:
         lone = where((row_blocks == 1) & (work.tile_rows >= FULL_TILE_ROWS), shape.lone_fp8_rate, 1.0)
@@ -265,7 +279,7 @@ def attention_time(
 
     def tile_s(blocks: Number) -> Number:
         floor_s = most(on_sm(blocks) * block_matrix_s, stream_s)
-        return _norm(block_memory_s * blocks, floor_s, values["tile_overlap"], ops)
+        return norm(block_memory_s * blocks, floor_s, values["tile_overlap"], ops)
 
     items, full_tile_s = work.items, tile_s(work.tiles.busy)
     items_s, tiles_s = items.full * item_s(items.busy), work.tiles.full * full_tile_s
@@ -290,7 +304,7 @@ def attention_time(
         queries_s=query_bytes * values["query_output_passes"] / bandwidth,
         items_s=items_s,
         tiles_s=tiles_s,
-        overlapped_s=_norm(items_s, tiles_s, values["item_overlap"], ops) - items_s - tiles_s,
+        overlapped_s=norm(items_s, tiles_s, values["item_overlap"], ops) - items_s - tiles_s,
         cold_s=values["cold_s"] * (1 - warm),
         combine_s=combine_s,
         memory_share=least(1.0, block_memory_s * work.tiles.busy / full_tile_s),

@@ -89,6 +89,7 @@ TUNED = (
                     tile_tokens=((64, 128, 160), (128, 128, 96), (256, 80, 128)),
                     schedule="margin",
                     combines_above=4,
+                    wide_rows=((64, 192), (256, 128)),
                 ),
                 eight_bit={
                     "launch_s": 9.7 * US,
@@ -140,6 +141,9 @@ TUNED = (
                     schedule="margin",
                     combines_above=1,
                     max_splits=32,
+                    by_history=True,
+                    wide_rows=((64, 192), (128, 128)),
+                    wide_tokens=((64, 160, 128), (128, 128, 192), (256, 64, 64)),
                 ),
                 eight_bit={
                     "launch_s": 8.3 * US,
@@ -290,7 +294,16 @@ TUNED = (
                     schedule="history",
                     waits=True,
                     narrow_launch=0.4,
-                    elsewhere=KernelShape(tile_rows=(64,), tile_tokens=((512, 128, 128),), schedule="fill"),
+                    by_history=True,
+                    aligned_windows=True,
+                    idle_item=(0.7, 0.15),
+                    elsewhere=KernelShape(
+                        tile_rows=(64,),
+                        tile_tokens=((512, 128, 128),),
+                        schedule="fill",
+                        by_history=True,
+                        idle_item=(0.7, 0.0),
+                    ),
                 ),
                 eight_bit={
                     "launch_s": 3.9 * US,
@@ -331,7 +344,7 @@ TUNED = (
                 throttle=0.28,
             ),
             MHA: kernel(
-                KernelShape(tile_rows=(1,), tile_tokens=((512, 128, 128),), schedule="threads"),
+                KernelShape(tile_rows=(1,), tile_tokens=((512, 128, 128),), schedule="threads", by_history=True),
                 eight_bit={
                     "bandwidth_fraction": 0.83,
                     "l2_speedup": 1.1,

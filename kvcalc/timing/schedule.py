@@ -2,7 +2,8 @@
 
 Symbols: B requests, G KV heads, R = (n_heads / G) x query_tokens query rows a KV head, M rows of a tile (a row block
 pads up to it), h = ceil(R / M) row blocks, N tokens attended, T tokens of a tile, n = ceil(N / T), U = B G units of
-work, b thread blocks that an SM holds at a time, S = b SMs / h slots for units, s splits a unit. Schedules:
+work, b thread blocks that an SM holds at a time, S = b SMs / h slots for units, s splits a unit, H tokens of history: N
+without a window. Schedules:
 
     balanced  equal tiles a slot, `overhead_tiles` charged for each request:
               tiles of the busiest slot = min(n, ceil(U (n + overhead) / S)) for U <= S, else ceil(U n / S)
@@ -14,10 +15,23 @@ work, b thread blocks that an SM holds at a time, S = b SMs / h slots for units,
               A 16-bit cache with 4 U m < SMs is cut by `threads`, a block for each query head: XQA is not used there
               (8-bit ones keep to it, as measured)
 
-All but `balanced` run U s equal blocks in waves of S. Sources: FlashMLA csrc/smxx/get_mla_metadata.cu (balanced);
-FlashAttention-3 hopper/flash_prepare_scheduler.cu and heuristics.h at 0251105, tile_size.h (margin); vLLM
-VLLM_FLASH_ATTN_MAX_NUM_SPLITS_FOR_CUDA_GRAPH (its 32); TensorRT-LLM decoderMaskedMultiheadAttentionLaunch.h (threads),
-decoderXQAImplCommon.h computeMultiBlockCount, decoderXQARunner.cpp mayHavePerfGain, xqa/mha_sm90.cu (history).
+All but `balanced` run U s equal blocks in waves of S.
+
+Under a window, kernels that count splits by H (`by_history`) launch more than have a tile of the N to attend:
+
+    vLLM's FlashAttention-3  n of the history in `margin`; a window is loaded from its first token on, so the splits
+                             beyond its ceil(N / T) tiles are empty, and the combine goes through them
+    XQA, 16-bit cache        the splits of `history` on all GPUs; an idle block does all but its tiles
+    XQA on Hopper, 8-bit     tiles are aligned, n = ceil(H / T) - floor((H - N) / T); idle blocks return at once
+    threads                  s by H, and each takes N / s tokens
+
+FlashAttention-3 has a tile of one warp group for up to 64 rows without a window, else of two or three (`wide_rows`);
+plain decode keeps to the first, as it was fitted. Sources: FlashMLA csrc/smxx/get_mla_metadata.cu (balanced);
+FlashAttention-3 hopper/flash_prepare_scheduler.cu, heuristics.h and tile_size.h at 0251105, vLLM's at 617264c:
+block.h get_n_block_min_max, heuristics.h use_one_mma_wg, tile_size.h (margin); vLLM
+VLLM_FLASH_ATTN_MAX_NUM_SPLITS_FOR_CUDA_GRAPH (its 32); TensorRT-LLM decoderMaskedMultiheadAttentionLaunch.h
+multi_block_grid_setup (threads), decoderXQAImplCommon.h computeMultiBlockCount, decoderXQARunner.cpp mayHavePerfGain,
+xqa/mha_sm90.cu nbTilesInUse (history).
 """
 
 from collections.abc import Callable
@@ -40,6 +54,8 @@ SHORT_PASS, SHORT_ITEM = 1 / 8, 0.7
 """With fewer tokens than one load of each thread, the unrolled loop is not entered: so much of an item is left."""
 XQA_TOKENS, XQA_SPLITS, XQA_WAVES, XQA_WORKSPACE, XQA_GAIN = 128, 8, 8, 6000, 4
 """kMinHistoryTokensPerBlock, the factor under the root, kTargetWaveFactor, sub-sequences, kEnableMinBlockFactor."""
+BESIDE = 0.5
+"""What each further warp group's rows cost to set up and write, of the first's: they work side by side."""
 WGMMA_ROWS, WGMMA_ELEMENTS, WGMMA_BLOCKS = 8, 2048, (3, 2)
 """XQA's kernel for 8-bit caches: rows are padded to 8; 3 blocks an SM up to so many row elements, else 2."""
 
@@ -76,6 +92,11 @@ class KernelShape:
     lone_fp8_rate  matrix rate of a tile of 64 rows in fp8 on one SM, of that where two SMs share a request's tiles
     waits        its few stages wait for latency: a block streams tokens at one rate, whatever their bytes
     narrow_launch  an 8-bit cache of heads up to 64 wide takes a further kernel, of so much of a launch
+    by_history   splits are counted by the whole history, however short the window
+    aligned_windows  a window's first tile begins at a multiple of tiles, not at its first token
+    idle_item    what a block that is launched and has no tile costs of an item: with a 16-bit and an 8-bit cache
+    wide_rows    rows of the tile of several warp groups, for heads up to a width: under a window, and for several
+                 query tokens of more rows than the first tile has; `wide_tokens` its tokens, where they differ
     elsewhere    the shape on other GPUs than Hopper, where that is another kernel
     """
 
@@ -91,6 +112,11 @@ class KernelShape:
     lone_fp8_rate: float = 1.0
     waits: bool = False
     narrow_launch: float = 0.0
+    wide_rows: tuple[tuple[int, int], ...] = ()
+    wide_tokens: tuple[tuple[int, int, int], ...] = ()
+    by_history: bool = False
+    aligned_windows: bool = False
+    idle_item: tuple[float, float] = (0.0, 0.0)
     elsewhere: "KernelShape | None" = None
 
 
@@ -107,6 +133,7 @@ class Cut(NamedTuple):
     """A call as it is cut.
 
     padded_rows   rows that a block sets up and writes, with those that pad them
+    rows          R, of a unit
     row_waves     of many query tokens: how often the SMs are filled with row blocks
     tiles_each    n
     items, tiles  rounds of (request, split) and of tiles
@@ -118,6 +145,7 @@ class Cut(NamedTuple):
 
     tile_rows: Number
     padded_rows: Number
+    rows: Number
     row_blocks: Number
     row_waves: Number
     tile_tokens: Number
@@ -136,37 +164,49 @@ class Cut(NamedTuple):
 def cut(case: Any, sms: int, shape: KernelShape, *, overhead: float, tail: float, ops: Operations) -> Cut:
     """How an AttentionCase is cut. `tail` is how far a last, partly filled wave waits for the one before."""
     least, most, up, where = ops.minimum, ops.maximum, ops.ceil, ops.where
+    known = most(case.history_tokens, case.context_tokens) if shape.by_history else case.context_tokens
+    windowed = known > case.context_tokens
     rows = case.n_heads * case.query_tokens / case.n_kv_heads
     tile_rows = _rows(rows, shape, ops)
-    row_blocks, padded, per_sm = up(rows / tile_rows), tile_rows, shape.blocks_per_sm
-    tokens, units = _tokens(case, shape, ops), case.batch * case.n_kv_heads
+    tokens, units = _tokens(case, shape.tile_tokens, ops), case.batch * case.n_kv_heads
+    padded: Number = tile_rows
+    if shape.wide_rows:
+        wide = windowed | ((case.query_tokens > 1) & (rows > tile_rows))
+        padded = where(wide, _wide_rows(case, shape, ops), tile_rows)
+        tokens = where(wide, _tokens(case, shape.wide_tokens or shape.tile_tokens, ops), tokens)
+        tile_rows, padded = padded, tile_rows + BESIDE * (padded - tile_rows)
+    row_blocks, per_sm = up(rows / tile_rows), shape.blocks_per_sm
     splits: Number = 1.0
     item_share: Number = 1.0
     stream_share: Number = 1.0
+    evenly: Number = False  # whether each split has a share of the tokens, whatever the tiles
     if shape.schedule == "threads":
         units = case.batch * case.n_heads
-        parts, per_sm, tokens, splits = _threads(units, case, sms, ops)
-        item_share = where(case.context_tokens < SHORT_PASS * tokens, SHORT_ITEM, 1.0)
-        stream_share = 1 / parts
+        rows, row_blocks = case.query_tokens, case.query_tokens
+        parts, per_sm, tokens, splits = _threads(units, case, known, sms, ops)
+        item_share = where(case.context_tokens / splits < SHORT_PASS * tokens, SHORT_ITEM, 1.0)
+        stream_share, evenly = 1 / parts, True
     elif shape.schedule == "history":
-        history = case.context_tokens // XQA_TOKENS
-        splits = least((XQA_SPLITS * history) ** 0.5 + 0.5, least(history, XQA_WAVES * sms / units)) // 1
-        splits = most(1, least(splits, XQA_WORKSPACE // case.batch))
+        history = known // XQA_TOKENS
+        splits = _history(known, units, case.batch, sms, ops)
         few = (XQA_GAIN * units * most(1, history) < sms) & (case.query_tokens == 1)
         few = where(case.eight_bit, False, few)
         padded = where(case.eight_bit, up(rows / WGMMA_ROWS) * WGMMA_ROWS, tile_rows)
         resident = where(padded * case.value_elements <= WGMMA_ELEMENTS, *WGMMA_BLOCKS)
-        per_head = _threads(case.batch * case.n_heads, case, sms, ops)
+        per_head = _threads(case.batch * case.n_heads, case, known, sms, ops)
         per_sm = where(few, per_head[1], where(case.eight_bit, resident, per_sm))
         tokens, splits = where(few, per_head[2], tokens), where(few, per_head[3], splits)
         units, padded = where(few, case.batch * case.n_heads, units), where(few, 1, padded)
         row_blocks = where(few, 1, row_blocks)
-        item_share = where(few & (case.context_tokens < SHORT_PASS * tokens), SHORT_ITEM, 1.0)
+        evenly = few
+        item_share = where(few & (case.context_tokens / splits < SHORT_PASS * tokens), SHORT_ITEM, 1.0)
     at_once = sms * per_sm
     row_waves = up(row_blocks / at_once)  # of many query tokens: more row blocks than run at once
     row_blocks = least(row_blocks, at_once)
     slots, units = most(1, at_once // row_blocks), units * row_waves
-    tiles_each = up(case.context_tokens / tokens)
+    tiles_each, tiles_known = up(case.context_tokens / tokens), up(known / tokens)
+    if shape.aligned_windows:
+        tiles_each = where(windowed, tiles_known - (known - case.context_tokens) // tokens, tiles_each)
     if shape.schedule == "balanced":
         items, tiles, split, splits, partials = _balanced(units, slots, tiles_each, overhead, ops)
     else:
@@ -176,21 +216,35 @@ def cut(case: Any, sms: int, shape: KernelShape, *, overhead: float, tail: float
             share = up(tiles_each / splits)
             splits = up(tiles_each / share)
         elif shape.schedule == "margin":
-            share = least(tiles_each, up(MARGIN * units * tiles_each / slots))
-            splits = where(tiles_each > (shape.combines_above or 0), up(tiles_each / share), 1)
+            share = least(tiles_known, up(MARGIN * units * tiles_known / slots))
+            splits = where(tiles_known > (shape.combines_above or 0), up(tiles_known / share), 1)
             splits = least(splits, shape.max_splits)
             share = up(tiles_each / splits)
         elif shape.schedule == "history":
             share = up(share)
-        split, partials = splits > 1, units * splits
+        working = least(splits, tiles_each)
+        tiled = where(windowed & evenly, splits, working)
+        launched, splits = splits, where(windowed, tiled, splits)
+        idle: Number = 0.0
+        combined = launched
+        if shape.by_history:
+            if shape.schedule == "fill":
+                launched = where(windowed & (case.eight_bit == 0), _history(known, units, case.batch, sms, ops), splits)
+            rounds = units * launched / slots - most(1, units * splits / slots)
+            idle = where(case.eight_bit, *reversed(shape.idle_item)) * where(windowed, most(0, rounds), 0.0)
+            returns = windowed & case.eight_bit if shape.schedule == "history" else False
+            combined = where(returns, splits, launched)
+        split, partials, splits = combined > 1, units * splits, combined
         items = _waves(partials, slots, tail, 1, ops)
-        tiles = _waves(units * least(splits, tiles_each), slots, tail, share, ops)
+        items = items._replace(full=items.full + idle)
+        tiles = _waves(units * tiled, slots, tail, share, ops)
     if shape.combines_above is not None:
         partials = where(split, partials, units * UNSPLIT_PARTIAL)
-        split = split | (tiles_each > shape.combines_above)
+        split = split | (tiles_known > shape.combines_above)
     return Cut(
         tile_rows=tile_rows,
         padded_rows=padded,
+        rows=rows,
         row_blocks=row_blocks,
         row_waves=row_waves,
         tile_tokens=tokens,
@@ -215,17 +269,27 @@ def _rows(rows: Number, shape: KernelShape, ops: Operations) -> Number:
     return ops.where(rows < shape.small_below, shape.tile_rows[0], tile)
 
 
-def _tokens(case: Any, shape: KernelShape, ops: Operations) -> Number:
+def _wide_rows(case: Any, shape: KernelShape, ops: Operations) -> Number:
+    """Rows of the tile that several warp groups work on."""
+    size: Number = shape.tile_rows[-1]
+    for limit, rows in reversed(shape.wide_rows):
+        size = ops.where(case.value_elements <= limit, rows, size)
+    return size
+
+
+def _tokens(case: Any, tiles: tuple[tuple[int, int, int], ...], ops: Operations) -> Number:
     """Tokens of a tile: by the width of the heads, and wider ones as the widest that is stated."""
     where = ops.where
-    _, wide, wide_eight_bit = shape.tile_tokens[-1]
+    _, wide, wide_eight_bit = tiles[-1]
     tokens = where(case.eight_bit, wide_eight_bit, wide)
-    for limit, narrow, narrow_eight_bit in reversed(shape.tile_tokens[:-1]):
+    for limit, narrow, narrow_eight_bit in reversed(tiles[:-1]):
         tokens = where(case.value_elements <= limit, where(case.eight_bit, narrow_eight_bit, narrow), tokens)
     return tokens
 
 
-def _threads(units: Number, case: Any, sms: int, ops: Operations) -> tuple[Number, Number, Number, Number]:
+def _threads(
+    units: Number, case: Any, known: Number, sms: int, ops: Operations
+) -> tuple[Number, Number, Number, Number]:
     """Parts that 1024 threads are cut into, blocks an SM, tokens of a pass and splits: masked multi-head attention.
 
     Of 256-thread blocks an SM's registers hold four. Blocks of narrow 16-bit heads need half the registers, so two of
@@ -235,7 +299,7 @@ def _threads(units: Number, case: Any, sms: int, ops: Operations) -> tuple[Numbe
     parts = ops.where(blocks > 3, 1, ops.where(blocks > 1, 2, 4))
     narrow = ops.where(case.eight_bit, False, (case.value_elements <= 64) & (units > sms))
     tokens = THREAD_ELEMENTS / (ops.where(narrow, ops.maximum(parts, 2), parts) * case.value_elements)
-    splits = ops.minimum(ops.ceil(sms / units), ops.ceil((case.context_tokens + 1) / tokens))
+    splits = ops.minimum(ops.ceil(sms / units), ops.ceil((known + 1) / tokens))
     splits = ops.maximum(1, splits)
     per_sm = ops.where(narrow, ops.maximum(parts, 2), parts)
     fit = SHARED_BYTES // (SCORE_BYTES * case.context_tokens / splits)
@@ -259,6 +323,13 @@ def _balanced(
     busy = where(few & (split == 0), units, slots)
     items = Waves(full=where(few, 1.0, where(split, load, rounds)), busy=busy)
     return items, Waves(full=tiles, busy=busy), split, splits, where(few, units * splits, slots)
+
+
+def _history(tokens: Number, units: Number, batch: Number, sms: int, ops: Operations) -> Number:
+    """Splits of a unit: computeMultiBlockCount."""
+    history = tokens // XQA_TOKENS
+    splits = ops.minimum((XQA_SPLITS * history) ** 0.5 + 0.5, ops.minimum(history, XQA_WAVES * sms / units)) // 1
+    return ops.maximum(1, ops.minimum(splits, XQA_WORKSPACE // batch))
 
 
 def _waves(blocks: Number, slots: Number, tail: float, share: Number, ops: Operations) -> Waves:

@@ -16,8 +16,9 @@ from dataclasses import replace
 
 from kvcalc.hardware import Gpu
 from kvcalc.timing.calibrated import Calibration
+from kvcalc.timing.parts import other_part, us
 from kvcalc.timing.step import Step
-from kvcalc.timing.step_time import StepTime, other_part, step_time, us
+from kvcalc.timing.step_time import StepTime, step_time
 
 ROUNDS = 8
 MOST_SHARE = 0.98

@@ -1,7 +1,7 @@
 """Expected time of a whole step on one rank: calibrated attention, and all around it by shape and message size.
 
-    attention     the calibrated call of each attention, once a layer (kvcalc.timing.attention_time); under a selection
-                  the index scores are such a call over all index keys, and picking the top k a pass over the scores
+    attention     the calibrated call of each attention, once a layer (kvcalc.timing.attention_time); what a selection
+                  of tokens adds to it (kvcalc.timing.selection)
     products      projections, feed-forward, experts, head: by shape (kvcalc.timing.products, kvcalc.timing.gemm); the
                   pass that quantises their rows is taken to be fused with what comes before, as engines do
     element-wise  norms, rotary embedding, activation, residuals: small kernels in a CUDA graph, a fixed time a layer
@@ -25,48 +25,30 @@ from kvcalc.architecture.attention import (
     SelectedAttention,
 )
 from kvcalc.architecture.layout import tokens_on_rank
+from kvcalc.architecture.slots import Window
 from kvcalc.errors import UsageError
 from kvcalc.hardware import Gpu
 from kvcalc.sizing import attention_counts
-from kvcalc.timing import exchange, gemm
+from kvcalc.timing import exchange, gemm, selection
 from kvcalc.timing.attention_time import AttentionCase
 from kvcalc.timing.calibrated import UNSEEN_SCALE, CalibratedKernel, Calibration, choose
+from kvcalc.timing.parts import LAUNCH_S, REST, TimedPart, other_part, sum_each, sum_of, us
 from kvcalc.timing.products import INPUT_BYTES, products
 from kvcalc.timing.roofline import compute_format
 from kvcalc.timing.step import ACTIVATION_BYTES, DECODE, Step, Term
 
-LAUNCH_S = 3e-6
 BANDWIDTH_FRACTION = 0.80
 ELEMENTWISE_LAYER_S = 8e-6
 SUM_BYTES = 4
 SAMPLING_S = 0.6e-3
 SEQUENCE_S = 10e-6
 PREFILL_ATTENTION_FRACTION = 0.55
-REST, EXPERTS, EXCHANGES = (0.8, 1.35), (0.57, 2.1), (0.7, 1.5)
-"""Ends of the 90 % interval as shares of what is expected: of served steps; of the MoE tables, where engines' kernels
-differ most; of the tables of exchanges."""
+EXPERTS, EXCHANGES = (0.57, 2.1), (0.7, 1.5)
+"""Ends of the 90 % interval as shares of what is expected: of the MoE tables, where engines' kernels differ most; of
+the tables of exchanges."""
 
 OTHER_LAUNCHES = {"embedding": 1}
 """Kernels of a part in one layer beside its products: a lookup."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TimedPart:
-    """One part of a step: seconds of all its layers, the interval's factors on them, and how it came about.
-
-    symbols, formula  the sum in words, and with its numbers, which give `seconds`
-    kernel            what an attention's call was timed with
-    """
-
-    name: str
-    detail: str
-    seconds: float
-    low: float
-    high: float
-    symbols: str
-    formula: str
-    source: str
-    kernel: CalibratedKernel | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,31 +134,6 @@ def _not_modelled(attention: Attention) -> str | None:
     return f"no kernel of {attention.label} is modelled"
 
 
-def other_part(
-    name: str,
-    detail: str,
-    seconds: float,
-    symbols: str,
-    formula: str,
-    source: str,
-    ends: tuple[float, float] = REST,
-) -> TimedPart:
-    return TimedPart(
-        name=name,
-        detail=detail,
-        seconds=seconds,
-        low=ends[0],
-        high=ends[1],
-        symbols=symbols,
-        formula=formula,
-        source=source,
-    )
-
-
-def us(seconds: float) -> str:
-    return f"{seconds * 1e6:.6f} us / 1,000,000"
-
-
 def _attention(
     step: Step, attention: Attention, count: int, gpu: Gpu, calibrations: Sequence[Calibration]
 ) -> Iterator[TimedPart | str]:
@@ -203,31 +160,14 @@ def _attention(
         width = "8-bit" if case.eight_bit else "16-bit"
         yield f"no calibration of {gpu.slug} has the kernel of {attention.label} with a {width} cache"
         return
-    usual = not index and step.query_tokens == 1 and entries[0].slots.spans_context
+    selected = isinstance(attention, SelectedAttention)
+    if selected and kind == "mla":
+        kernel = replace(kernel, values=selection.gathered(kernel.values), origin=f"{kernel.origin}; tokens gathered")
+    usual = not selected and step.query_tokens == 1 and entries[0].slots.spans_context
     yield _call("attention", attention, case, kernel, count, 1.0 if usual else UNSEEN_SCALE)
-    if index:
+    if isinstance(attention, SelectedAttention) and index:
         scores = attention_case(step, attention, index)
-        yield _call("index scores", attention, scores, kernel, count, UNSEEN_SCALE)
-        passes = 8 * scores.batch * scores.query_tokens * scores.context_tokens
-        stream_s = passes / (BANDWIDTH_FRACTION * gpu.memory_bandwidth_bytes_per_s)
-        yield other_part(
-            "top k",
-            attention.label,
-            count * (LAUNCH_S + stream_s),
-            "layers x (launch + scores written and read)",
-            _sum(count, LAUNCH_S, stream_s),
-            attention.source,
-        )
-
-
-def _sum(count: int, *each_s: float) -> str:
-    """`61 x (3 us + 0.7 us) / 1,000,000`."""
-    return f"{count} x ({' + '.join(f'{seconds * 1e6:.6f} us' for seconds in each_s)}) / 1,000,000"
-
-
-def _sum_of(each: Sequence[tuple[int, float]]) -> str:
-    """`(61 x 3 us + 1 x 0.7 us) / 1,000,000` of counts and seconds."""
-    return f"({' + '.join(f'{count} x {seconds * 1e6:.6f} us' for count, seconds in each)}) / 1,000,000"
+        yield from selection.parts(attention, scores, kernel.machine, count, gpu)
 
 
 def attention_case(step: Step, attention: Attention, components: tuple[Component, ...]) -> AttentionCase:
@@ -239,6 +179,7 @@ def attention_case(step: Step, attention: Attention, components: tuple[Component
     found = step.layout.records(attention, shards=shards)
     records = [record for record in found if record.components[0].name in names] or list(found)
     share = tokens_on_rank(records[0], step.workload.context_tokens, parallelism.dcp)
+    windowed = isinstance(records[0].slots, Window)
     read = records[0].slots.read(share, min(share, step.query_tokens))
     size = sum(record.bytes_per_slot for record in records)
     index = first.role is Role.INDEX
@@ -255,6 +196,7 @@ def attention_case(step: Step, attention: Attention, components: tuple[Component
         value_elements=1 if index else components[-1].width if first.role is Role.KEY else first.width,
         query_output_elements=first.width if index else attention.query_output_elements / first.query_heads,
         eight_bit=size < 1.5 * elements,
+        history_tokens=share if windowed else 0,
     )
 
 
@@ -308,7 +250,7 @@ def _products(term: Term, step: Step, gpu: Gpu) -> TimedPart:
         term.detail,
         sum(count * seconds for count, seconds in kernels),
         f"sum of layers x kernel: {'; '.join(shapes)}" if shapes else "launches + bytes streamed",
-        _sum_of(kernels),
+        sum_of(kernels),
         source if shapes else "a lookup and vectors",
         EXPERTS if is_grouped else REST,
     )
@@ -336,7 +278,7 @@ def _around(step: Step, terms: Sequence[Term], layers: int, gpu: Gpu) -> Iterato
         "norms, rotary, activation",
         layers * (ELEMENTWISE_LAYER_S + stream_s),
         "layers x (launches + hidden states moved ten times)",
-        _sum(layers, ELEMENTWISE_LAYER_S, stream_s),
+        sum_each(layers, ELEMENTWISE_LAYER_S, stream_s),
         "small kernels in a CUDA graph",
     )
     yield from _exchanges(step, terms, layers, gpu)
@@ -429,7 +371,7 @@ def _exchange(
         detail,
         sum(count * seconds for count, seconds in times),
         symbols,
-        _sum_of(times),
+        sum_of(times),
         f"{link}; {exchange.SOURCE}",
         EXCHANGES,
     )

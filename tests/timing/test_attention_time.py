@@ -207,6 +207,35 @@ def test_scalar_equals_numpy_on_random_rows() -> None:
         np.testing.assert_allclose(together, alone, rtol=1e-12)
 
 
+def test_scalar_equals_numpy_with_a_window() -> None:
+    np = pytest.importorskip("numpy")
+    from kvcalc.timing.calibration.arrays import NUMPY
+
+    random = np.random.default_rng(1)
+    for family, kind in KERNELS:
+        kernel = FAMILIES[family].kernels[kind]
+        cases = [
+            replace(gqa(batch=int(batch), context=int(min(context, 1024)), width=64), history_tokens=int(context))
+            for batch, context in zip(random.integers(1, 512, 60), 2 ** random.uniform(0, 17, 60), strict=True)
+        ]
+        cases = [replace(case, eight_bit=number % 2 == 0) for number, case in enumerate(cases)]
+        arrays = AttentionCase(
+            **{field.name: np.array([getattr(case, field.name) for case in cases]) for field in fields(AttentionCase)}
+        )
+        for device in (H100, B200):
+            together = attention_time(arrays, device, kernel.shape, kernel.values, NUMPY).total_s
+            alone = [attention_time(case, device, kernel.shape, kernel.values).total_s for case in cases]
+            np.testing.assert_allclose(together, alone, rtol=1e-12)
+
+
+def test_a_window_costs_more_beyond_a_long_history_where_splits_are_counted_by_it() -> None:
+    short = replace(gqa(batch=1, context=128, width=64), history_tokens=256)
+    long_ = replace(short, history_tokens=65_536)
+    for family, slower in (("trtllm-xqa", True), ("fa3-vllm", True), ("fa3", False), ("trtllm-gen", False)):
+        one, two = (seconds(case, family, "gqa") for case in (short, long_))
+        assert two > 1.01 * one if slower else two == one
+
+
 @pytest.mark.parametrize(
     ("slug", "latent", "grouped"),
     [

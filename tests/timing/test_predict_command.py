@@ -94,6 +94,14 @@ def test_agrees_with_the_scalar_model() -> None:
     assert float(row["expected_us"]) == pytest.approx(kernel.time(case).total_s * 1e6, rel=1e-5)
 
 
+def test_a_window_knows_the_context_that_splits_are_counted_by() -> None:
+    text = "\n".join([HEADER, *(f"gqa,64,8,64,,,16,{context},1,fp8,128" for context in (256, 8192))])
+    xqa = [float(row["expected_us"]) for row in predict(text, "--family", "trtllm-xqa")]
+    assert xqa[1] > xqa[0]
+    fa3 = [row["expected_us"] for row in predict(text, "--family", "fa3")]
+    assert fa3[0] == fa3[1]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -164,6 +164,7 @@ class _Rows:
                 value_elements=value,
                 query_output_elements=moved,
                 eight_bit=eight > 0,
+                history_tokens=np.where(window, context, 0),
             ),
         )
 
