@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint docs gpu clean
+.PHONY: demo test lint docs gpu cpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/kvcalc estimate deepseek-v3 --context 128k --gpu h200-sxm-141gb --tp 8
@@ -32,6 +32,14 @@ docs: $(INSTALLED)
 # On a machine with an NVIDIA GPU: builds, checks and measures the kernels, and writes benchmarks/results/<gpu>/.
 gpu:
 	$(PYTHON) benchmarks/gpu.py
+
+# MLA on this machine's cores, by heads a rank; the README tells the results.
+cpu: $(INSTALLED)
+	for tp in 128 16 8 4 1; do \
+		$(BIN)/kvcalc profile deepseek-v3 --device cpu --context 64k --batch 1 --tp $$tp --dtype fp32 --what-if none \
+			--kernel torch-sdpa,torch-absorbed,native-decode --repeat-process 3 --json \
+			--output benchmarks/results/cpu/deepseek-v3-h$$((128 / tp))-fp32.json || exit; \
+	done
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -46,7 +46,7 @@ def judged(case):
 @pytest.fixture
 def fresh_build(monkeypatch, tmp_path):
     """No library is built yet, and what is built lies in a folder of the test's own."""
-    cached = (native_build.compiler, native_build.compiler_version, native_build.library)
+    cached = (native_build.compiler, native_build.compiler_version, native_build._library)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for each in cached:
         each.cache_clear()
@@ -187,6 +187,7 @@ def test_without_a_compiler_it_says_so(monkeypatch, fresh_build):
     monkeypatch.delenv("CC", raising=False)
     assert KERNEL.supports(CASE, CPU) == "no C compiler: no-such-compiler not found"
     assert KERNEL.version() is None
+    native_build._library.cache_clear()
     monkeypatch.setenv("CC", "my-own-compiler -x")
     assert KERNEL.supports(CASE, CPU) == "no C compiler: my-own-compiler -x not found"
 
@@ -198,6 +199,8 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, fresh_build, tmp_path):
     monkeypatch.setenv("CC", str(broken))
     assert "fatal error: no such file" in KERNEL.supports(CASE, CPU)
     assert not list(fresh_build.glob("*"))  # nothing half-built is left
+    monkeypatch.setattr(native_build, "_run", None)
+    assert "fatal error: no such file" in KERNEL.supports(CASE, CPU)  # and it is not asked again
 
 
 def test_a_library_is_built_once_and_anew_for_another_source(monkeypatch, fresh_build, tmp_path):
@@ -206,13 +209,13 @@ def test_a_library_is_built_once_and_anew_for_another_source(monkeypatch, fresh_
     assert native_build.library(source).answer() == 1
     built = [path.name for path in fresh_build.glob("*.so")]
     assert len(built) == 1
-    native_build.library.cache_clear()
+    native_build._library.cache_clear()
     monkeypatch.setattr(native_build, "_build", None)
     assert native_build.library(source).answer() == 1
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source.write_text("int answer(void) { return 2; }")
-    native_build.library.cache_clear()
+    native_build._library.cache_clear()
     assert native_build.library(source).answer() == 2
     assert len(list(fresh_build.glob("*.so"))) == 2
 

@@ -47,21 +47,29 @@ def compiler_version() -> str | None:
     return lines[0] if lines else None
 
 
-@cache
 def library(source: Path) -> ctypes.CDLL:
-    """The library of a C file, built if need be. Raises BuildError where that is not possible."""
-    text = source.read_bytes()
-    depends_on = (text, repr(compiler()), str(compiler_version()), repr(FLAGS), _cpu())
-    key = hashlib.sha256("\0".join(map(str, depends_on)).encode()).hexdigest()[:16]
-    name = f"{source.stem}-{key}.so"
+    """The library of a C file, built if need be. Raises BuildError where that is not possible, and tries once."""
+    found = _library(source)
+    if isinstance(found, BuildError):
+        raise found
+    return found
+
+
+@cache
+def _library(source: Path) -> ctypes.CDLL | BuildError:
     try:
-        return _load(source, _cache_folder() / name)
-    except OSError:  # no home, or none that can be written: built anew in each process
+        depends_on = (source.read_bytes(), compiler(), compiler_version(), FLAGS, _cpu())
+        key = hashlib.sha256("\0".join(map(str, depends_on)).encode()).hexdigest()[:16]
+        name = f"{source.stem}-{key}.so"
         try:
+            return _load(source, _cache_folder() / name)
+        except OSError:  # no home, or none that can be written: built anew in each process
             with tempfile.TemporaryDirectory() as folder:
                 return _load(source, Path(folder) / name)
-        except OSError as error:
-            raise BuildError(f"{name}: {error}") from error
+    except BuildError as error:
+        return error
+    except OSError as error:
+        return BuildError(str(error))
 
 
 def _load(source: Path, target: Path) -> ctypes.CDLL:

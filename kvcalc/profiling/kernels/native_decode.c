@@ -42,7 +42,7 @@ static const int BYTES[] = {4, 2, 2, 1};
 
 /* Strides count elements of the cache's format. */
 struct work {
-    const float *q;             /* [units, M, W], scaled by the softmax scale and log2(e) */
+    const float *q;             /* [units, M, W] */
     const char *k, *v;          /* pages; v is NULL where values are the first elements of keys */
     const int32_t *page_table;  /* [sequences, table_width] */
     const int32_t *attended;    /* [units, M] tokens that a row attends */
@@ -56,7 +56,7 @@ struct work {
     atomic_int *waiting;        /* [units] pieces that are not done */
     int64_t k_page, k_token, k_head, v_page, v_token, v_head;
     int32_t table_width, page_tokens, rows, key_width, value_width, n_pieces, format;
-    float out_scale;
+    float score_scale, out_scale; /* the softmax scale times log2(e); both times those of the cache */
 };
 
 /* --- numbers ------------------------------------------------------------------------------------------------------ */
@@ -160,6 +160,19 @@ INLINE void scores_of(int rows, int tokens, const float *q, const float *const *
     UNROLL for (int t = 0; t < tokens; t++) *(row_vec *)(s + t * ROWS) = sums_over_lanes(rows, sum[t]);
 }
 
+/* S[0] = q . k for one row: token after token, as they lie in memory, which then comes faster. */
+INLINE void score_of_one(const float *q, const float *k, int width, float *s) {
+    vec sum[4] = {{0}};
+    int i = 0;
+    for (; i + 4 * LANES <= width; i += 4 * LANES) {
+        UNROLL for (int j = i; j < i + 4 * LANES; j += LANES)
+            sum[(j - i) / LANES] += *(const vec *)(q + j) * *(const vec *)(k + j);
+    }
+    for (; i < width; i += LANES) sum[0] += *(const vec *)(q + i) * *(const vec *)(k + i);
+    vec one[ROWS] = {(sum[0] + sum[1]) + (sum[2] + sum[3])};
+    *(row_vec *)s = sums_over_lanes(1, one);
+}
+
 /* O[r] += S[t][r] v[t] for D vectors of the width, from element `at` on. */
 INLINE void values_of(int rows, int vectors, const float *s, const struct tile *tile, float *o, int width, int at) {
     vec sum[ROWS][8];
@@ -194,6 +207,10 @@ INLINE void attend(int rows, int tokens, int vectors, const struct work *w, cons
                    const float *q, const int32_t *attended, float *s, float *o, float *peak, float *sum) {
     const int n = tile->n, width = w->value_width;
     int t = 0;
+    for (; rows == 1 && t < n; t++) {
+        score_of_one(q, tile->k[t], w->key_width, s + t * ROWS);
+        if (is_first) prefetch(w, tile, t / 2, (t + 1) / 2);
+    }
     for (; t + tokens <= n; t += tokens) {
         scores_of(rows, tokens, q, tile->k + t, w->key_width, s + t * ROWS);
         if (is_first) prefetch(w, tile, t / 2, (t + tokens) / 2);
@@ -211,7 +228,7 @@ INLINE void attend(int rows, int tokens, int vectors, const struct work *w, cons
     row_vec *scores = (row_vec *)s, top = before;
     for (t = everyone > tile->first ? everyone - tile->first : 0; t < n; t++)
         scores[t] = choose(limit > t, scores[t], (row_vec){0} - INFINITY);
-    for (t = 0; t < n; t++) top = larger(scores[t], top);
+    for (t = 0; t < n; t++) top = larger(scores[t] *= w->score_scale, top);
     row_vec fade = exp2_of(before - top);
     total *= fade;
     for (t = 0; t < n; t++) total += scores[t] = exp2_of(scores[t] - top);

@@ -27,6 +27,8 @@ SOURCE = Path(__file__).with_name("native_decode.c")
 FORMATS = {"fp32": 0, "bf16": 1, "fp16": 2, "fp8_e4m3": 3}
 WIDTH_STEP = 16
 """Elements of the widest vector that a width has to be a multiple of."""
+TILE_TOKENS = 64
+"""Tokens of the largest tile, which each thread has room for."""
 PIECES_A_THREAD = 8
 LEAST_PIECE_TOKENS = 128
 _POINTERS = (
@@ -44,6 +46,7 @@ class _Work(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int64) for name in _STRIDES),
         *((name, ctypes.c_int32) for name in _NUMBERS),
+        ("score_scale", ctypes.c_float),
         ("out_scale", ctypes.c_float),
     )
 
@@ -117,7 +120,8 @@ class NativeDecode:
 
     def workspace_bytes(self, case: Case, device: torch.device) -> int:
         rows = case.batch * case.query_tokens * case.n_heads
-        return self._partial_bytes(case) + 4 * rows * sum(_widths(case)) + 2 * case.query_output_bytes
+        rooms = torch.get_num_threads() * TILE_TOKENS * 4 * (sum(_widths(case)) + WIDTH_STEP)
+        return self._partial_bytes(case) + rooms + 4 * rows * sum(_widths(case)) + 2 * case.query_output_bytes
 
     def _partial_bytes(self, case: Case) -> int:
         rows = case.query_tokens * case.n_heads // kv_heads(case)
@@ -136,29 +140,31 @@ class _Call:
         else:
             q, k, v = inputs.q, inputs.k_pages, inputs.v_pages
             key_scale, value_scale = inputs.k_scale, inputs.v_scale
-        self._q = _by_kv_head(q, heads)  # [B, G, Q, h, W]
-        self._score_scale = inputs.scale * key_scale * log2(e)
+        rows_of_case = (case.batch, case.query_tokens, case.n_heads)
+        self._output = Output(
+            torch.empty(*rows_of_case, value_width, dtype=TORCH_DTYPES[case.dtype]), torch.empty(rows_of_case)
+        )
+        self._queries = _by_kv_head(q, heads)  # [B, G, Q, h, W]
+        self._out, self._lse = (_by_kv_head(each, heads) for each in (self._output.out, self._output.lse))
         self._pieces_of_unit = _int32([end - start for start, end in plan.unit_pieces])
-        shape = self._q.shape[:-1]
         self._buffers = {
-            "q": torch.empty(*shape, key_width),
+            "q": _as_library_has_it(self._queries),
             "k": k,
-            "v": v,
             "page_table": inputs.page_table,
-            "attended": _attended(case).expand(shape).contiguous(),
+            "attended": _attended(case).expand(self._lse.shape).contiguous(),
             "unit_place": _int32([divmod(unit, heads) for unit in range(units)]),
             "pieces": _int32(plan.pieces),
             "unit_pieces": _int32(plan.unit_pieces),
             "partial": torch.empty(len(plan.pieces), rows, value_width),
             "peaks": torch.empty(len(plan.pieces), rows),
             "sums": torch.empty(len(plan.pieces), rows),
-            "out": torch.empty(*shape, value_width),
-            "lse": torch.empty(shape),
+            "out": _as_library_has_it(self._out),
+            "lse": _as_library_has_it(self._lse),
             "next": _int32([0]),
             "waiting": torch.empty_like(self._pieces_of_unit),
-        }
+        } | ({} if v is None else {"v": v})
         self._work = _Work(
-            **{name: tensor.data_ptr() for name, tensor in self._buffers.items() if tensor is not None},
+            **{name: tensor.data_ptr() for name, tensor in self._buffers.items()},
             **dict(zip(_STRIDES, (*k.stride()[:3], *(v.stride()[:3] if v is not None else ())), strict=False)),
             table_width=inputs.page_table.shape[1],
             page_tokens=case.page_tokens,
@@ -167,25 +173,22 @@ class _Call:
             value_width=value_width,
             n_pieces=len(plan.pieces),
             format=FORMATS[case.kv_dtype],
+            score_scale=inputs.scale * key_scale * log2(e),
             out_scale=value_scale,
         )
         self._library = native_build.library(SOURCE)
         self._library.room_floats.restype = ctypes.c_int64
         self._rooms = torch.empty(threads, self._library.room_floats(ctypes.byref(self._work)))
-        rows_of_case = (case.batch, case.query_tokens, case.n_heads)
-        self._output = Output(
-            torch.empty(*rows_of_case, value_width, dtype=TORCH_DTYPES[case.dtype]), torch.empty(rows_of_case)
-        )
 
     def __call__(self) -> Output:
-        buffers, output = self._buffers, self._output
-        buffers["q"].copy_(self._q).mul_(self._score_scale)
+        buffers, threads = self._buffers, len(self._rooms)
         buffers["next"].zero_()
         buffers["waiting"].copy_(self._pieces_of_unit)
-        workers.side_by_side(self._decode, len(self._rooms))
-        for whole, part in ((output.out, buffers["out"]), (output.lse, buffers["lse"])):
-            _by_kv_head(whole, part.shape[1]).copy_(part)
-        return output
+        _copy(self._queries, buffers["q"], threads)
+        workers.side_by_side(self._decode, threads)
+        _copy(buffers["out"], self._out, threads)
+        _copy(buffers["lse"], self._lse, threads)
+        return self._output
 
     def _decode(self, thread: int) -> None:
         self._library.decode(ctypes.byref(self._work), ctypes.c_void_p(self._rooms[thread].data_ptr()))
@@ -194,6 +197,19 @@ class _Call:
 def _by_kv_head(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """A view [B, G, Q, h, ...] of rows [B, Q, H, ...]."""
     return rows.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _as_library_has_it(rows: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where it is fp32 and contiguous, else room for one that is."""
+    if rows.dtype is torch.float32 and rows.is_contiguous():
+        return rows
+    return torch.empty(rows.shape)
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor, threads: int) -> None:
+    """Copy what is not the same memory already."""
+    if source.data_ptr() != target.data_ptr():
+        workers.in_one(lambda: target.copy_(source), threads)
 
 
 def _int32(values: Sequence[object]) -> torch.Tensor:

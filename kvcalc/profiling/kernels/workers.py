@@ -6,6 +6,7 @@ kernel does, and they meet once. Torch releases the interpreter's lock inside op
 parallelism is off.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -30,13 +31,29 @@ def side_by_side(work: Callable[[int], None], workers: int) -> None:
         future.result()
 
 
+def in_one(work: Callable[[], object], workers: int) -> None:
+    """Run work() in one of the threads, to its end: torch's own threads stay asleep.
+
+    After an operator they spin for some milliseconds, on cores that `side_by_side` needs next.
+    """
+    _threads(workers).submit(work).result()
+
+
 @cache
 def _threads(workers: int) -> ThreadPoolExecutor:
-    """A pool whose threads compute operators alone; torch's setting for all other threads is as before."""
+    """A pool whose threads compute operators alone, each on a core of its own where there are as many.
+
+    Woken threads would start out on one core now and then, and share it for milliseconds. Torch's setting for all other
+    threads is as before.
+    """
     before = torch.get_num_threads()
     met = Barrier(workers + 1)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    free = iter(cores if workers <= len(cores) else ())
 
     def alone() -> None:
+        if (core := next(free, None)) is not None:
+            os.sched_setaffinity(0, {core})  # of this thread
         torch.get_num_threads()  # a thread takes the process's setting at its first look, and only then
         torch.set_num_threads(1)
         met.wait()

@@ -24,6 +24,8 @@ Call = Callable[[], Any]
 CONTENTION_LIMIT = 0.10
 CONTENTION_WINDOW_S = 0.2
 """Busy time is counted in ticks of 10 ms, so a share of 10 % can't be told in less than about this."""
+SETTLE_S = 0.01
+"""Threads of the flush spin for some milliseconds after it, on cores that the call needs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,6 +228,7 @@ class CpuClock:
 
     now, own_s, busy_s  the wall clock, the CPU time of this process and the busy time of the cores that it may use, in
                         seconds; busy_s gives None where nobody tells
+    settle              waits so many seconds
     """
 
     threads: int
@@ -234,6 +237,7 @@ class CpuClock:
     now: Callable[[], float] = time.perf_counter
     own_s: Callable[[], float] = time.process_time
     busy_s: Callable[[], float | None] = busy_seconds
+    settle: Callable[[float], None] = time.sleep
     name: str = "cpu"
 
     @contextmanager
@@ -247,6 +251,7 @@ class CpuClock:
         for _ in range(count):
             if self.flush is not None:
                 self.flush()
+                self.settle(SETTLE_S)
             begin_s = self.now()
             call()
             seconds.append(self.now() - begin_s)
