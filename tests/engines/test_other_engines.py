@@ -1,7 +1,6 @@
 """SGLang, TensorRT-LLM, llama.cpp and transformers: what each stores and allocates."""
 
 import json
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -51,14 +50,6 @@ def test_sglang_pages_and_the_page_more():
     assert (plain.page_tokens, sparse.page_tokens) == (1, 64)
     assert sparse.pool_bytes(6400) == (6400 + 64) * 48_068
     assert sparse.capacity_tokens(48_068 * 6463) == 6400
-
-
-def test_sglang_windows_have_a_pool_of_their_own():
-    """gemma-3-27b: 10 layers of full attention, 52 windows of 1,024 with 0.8 rows for each full one."""
-    pool, layer = pool_of("gemma-3-27b", "sglang"), 16 * 128 * 2 * 2
-    assert pool.cell_bytes == layer * (10 + 52 * Fraction(4, 5))
-    assert pool.tokens(100_000) == 100_000
-    assert pool.tokens(1_100) == 1_280  # the window's 1,024 rows take 1,280 of the full pool's
 
 
 def test_sglang_index_keys_are_whole_on_dcp_ranks():
