@@ -92,6 +92,8 @@ def layout_for(
     """
     if block_tokens is not None and block_tokens < 1:
         raise UsageError(f"block size is {block_tokens}; it must be 1 token or more")
+    if max_batched_tokens is not None and max_batched_tokens < 1:
+        raise UsageError(f"tokens in one step are {max_batched_tokens}; they must be 1 or more")
     precision = precision_for(model.native_formats, kv_dtype=kv_dtype, index_dtype=index_dtype, state_dtype=state_dtype)
     if engines.split_name(engine)[0] == engines.GENERIC:
         return GenericLayout(precision=precision, block_tokens=block_tokens or DEFAULT_BLOCK_TOKENS)

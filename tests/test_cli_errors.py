@@ -12,6 +12,7 @@ from tests.command_line import call, kvcalc
 
 E = ("estimate", "deepseek-v3")
 C = ("compare", "deepseek-v3")
+P = ("plan", "llama-3.1-8b", "--gpu", "h200-sxm-141gb")
 
 WRONG = [
     # (arguments, message, hint)
@@ -38,6 +39,11 @@ WRONG = [
     ((*E, "--tp", "-8"), "tp is -8; it must be 1", None),
     ((*E, "--tp", "8", "--dcp", "3"), "dcp 3 does not divide tp 8", "reuses the tp ranks"),
     ((*E, "--dcp", "2"), "dcp 2 does not divide tp 1", "reuses the tp ranks"),
+    ((*E, "--engine", "vllm", "--max-batched-tokens", "-5"), "in one step are -5; they must be 1 or more", None),
+    ((*E, "--max-batched-tokens", "0"), "in one step are 0; they must be 1 or more", None),
+    ((*P, "--weights-bytes", "0"), "weights of 0 bytes are none", "leave the size out"),
+    ((*P, "--price", "nan"), "the price of a GPU-hour is nan", None),
+    ((*P, "--price=-3"), "the price of a GPU-hour is -3", None),
     ((*E, "--tp", "8", "--ep", "3"), "ep 3 does not divide tp x dp = 8", "reuses the tp and dp ranks"),
     ((*E, "--pp", "62"), "pp 62 is more than the model's 61 layers", None),
     ((*E, "--block-size", "0"), "block size is 0; it must be 1 token or more", None),

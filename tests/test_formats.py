@@ -147,7 +147,7 @@ def test_every_format_is_named_described_and_sourced(name):
     assert format.name == name
     assert len(format.description) > 10
     assert len(format.source) > 5
-    assert format.compute in ("bf16", "fp16", "fp32")
+    assert format.compute in ("bf16", "fp16", "fp32", "fp8")
 
 
 @pytest.mark.parametrize(("alias", "name"), sorted(ALIASES.items()))

@@ -360,6 +360,8 @@ W_UK_AND_W_UV = 128 * 512 * (128 + 128) * 61
         # TensorRT-LLM: W_UK again in fp8 with a scale for each 128 x 128 elements, W_UV is a view
         ("deepseek-v3", "trtllm", 8, W_UK_AND_W_UV // 2 // 8 * (128 * 128 + 4) // (128 * 128)),
         ("glm-5", "trtllm", 8, 2 * 64 * 512 * 192 * 78 // 8),
+        ("deepseek-v3", "sglang", 8, 2 * W_UK_AND_W_UV // 8),
+        ("glm-5", "sglang", 8, 2 * 64 * 512 * (192 + 256) * 78 // 8),  # copied in bf16 too
     ],
 )
 def test_copies_of_kv_b_proj_are_counted_in_weights(name, engine, tp, copies):

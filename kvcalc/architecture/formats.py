@@ -93,12 +93,14 @@ CACHE_FORMATS: dict[str, Format] = {
             packing=FP8,
             description="1 byte an element, one scale a tensor (not counted)",
             source=_FP8_SOURCE,
+            compute="fp8",
         ),
         Format(
             name="fp8_e5m2",
             packing=FP8,
             description="1 byte an element, one scale a tensor (not counted)",
             source=_FP8_SOURCE,
+            compute="fp8",
         ),
         Format(
             name="int8",

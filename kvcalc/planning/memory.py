@@ -15,6 +15,7 @@ from kvcalc.architecture.attention import LatentAttention, SelectedAttention
 from kvcalc.architecture.feed_forward import FeedForward, MixtureOfExperts
 from kvcalc.architecture.layout import Allocation, Layout
 from kvcalc.architecture.model import Model
+from kvcalc.errors import UsageError
 from kvcalc.hardware import Gpu
 from kvcalc.planning.lengths import Lengths
 from kvcalc.sizing import largest, stage_allocations, stage_weight_copies_bytes, stage_weights_bytes
@@ -42,6 +43,10 @@ class Budget:
     reserve_bytes: int | None = None
     step_tokens: int = STEP_TOKENS
     runtime_bytes: int = RUNTIME_BYTES
+
+    def __post_init__(self) -> None:
+        if self.weights_bytes is not None and self.weights_bytes < 1:
+            raise UsageError(f"weights of {self.weights_bytes} bytes are none", hint="leave the size out to compute it")
 
     @property
     def usable_bytes(self) -> int:

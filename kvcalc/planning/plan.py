@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 from kvcalc.architecture.layout import Layout
@@ -41,6 +42,11 @@ class Goals:
     speculation: Speculation = Speculation()
     cascade: bool = False
     batches: bool = False
+
+    def __post_init__(self) -> None:
+        price = self.price_per_gpu_hour
+        if price is not None and not (isfinite(price) and price >= 0):
+            raise UsageError(f"the price of a GPU-hour is {price:g}; it must be a number of 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -313,9 +313,13 @@ def attention_time(
 
 
 def roofline_s(case: AttentionCase, machine: Machine, ops: Operations = SCALAR) -> Number:
-    """The bound from the datasheet: max(bytes / bandwidth, FLOPs / peak), no launch and no schedule."""
+    """The bound from the datasheet: max(bytes / bandwidth, FLOPs / peak), no launch and no schedule.
+
+    The peak is that of fp8 with an 8-bit cache, which some kernels multiply as it is.
+    """
     bytes_s = (case.cache_bytes + case.query_output_bytes) / machine.bandwidth_bytes_per_s
-    return ops.maximum(bytes_s, case.flop / machine.matrix_flop_per_s)
+    peak = ops.where(case.eight_bit, machine.fp8_flop_per_s, machine.matrix_flop_per_s)
+    return ops.maximum(bytes_s, case.flop / peak)
 
 
 def bound(time: AttentionTime) -> str:

@@ -19,7 +19,7 @@ its normal ones send a copy a rank, and k experts drawn evenly are on n (1 - (1 
 
 from dataclasses import dataclass
 
-from kvcalc.hardware import Gpu
+from kvcalc.hardware import Gpu, Link
 from kvcalc.timing.gemm import machine_family
 
 RACKS = {"NVLink 5 + NVSwitch (rack, 72 GPUs)": 72}
@@ -50,14 +50,25 @@ class ExchangeRates:
 def link_bytes_per_s(gpu: Gpu, ranks: int) -> int | None:
     """What a GPU sends a second to the other ranks, as stated; None where neither link nor PCIe is.
 
-    Across nodes a network is as fast as PCIe at best, and is taken to be.
+    Across nodes a network is as fast as PCIe at best, and is taken to be, for all ranks.
     """
-    link = gpu.link
-    if link is not None:
-        joined = RACKS.get(link.type, link.gpus_per_node)
-        if joined is None or ranks <= joined:
-            return link.bytes_per_s_per_direction
+    if (link := _joining(gpu, ranks)) is not None:
+        return link.bytes_per_s_per_direction
     return gpu.pcie_bytes_per_s_per_direction
+
+
+def link_name(gpu: Gpu, ranks: int) -> str:
+    """What `link_bytes_per_s` is of."""
+    link = _joining(gpu, ranks)
+    return "PCIe" if link is None else link.type
+
+
+def _joining(gpu: Gpu, ranks: int) -> Link | None:
+    """The GPU's link where it joins so many ranks."""
+    if gpu.link is None:
+        return None
+    joined = RACKS.get(gpu.link.type, gpu.link.gpus_per_node)
+    return gpu.link if joined is None or ranks <= joined else None
 
 
 def all_reduce_s(message_bytes: float, ranks: int, gpu: Gpu) -> float | None:

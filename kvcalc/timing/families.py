@@ -112,8 +112,14 @@ def find_family(name: str) -> Family:
     return FAMILIES[name]
 
 
-ON_HOPPER = {("vllm", GQA): "fa3-vllm", ("trtllm", GQA): "trtllm-xqa", ("sglang", MLA): "fa3"}
-"""What an engine runs there instead of what others do: the kernels of its tables in aiconfigurator-core 0.12.0."""
+ON_HOPPER = {
+    ("vllm", GQA): "fa3-vllm",
+    ("vllm", MLA): "fa3",
+    ("sglang", MLA): "fa3",
+    ("trtllm", GQA): "trtllm-xqa",
+}
+"""What an engine runs there instead of what others do: the kernels of its tables in aiconfigurator-core 0.12.0, and for
+vLLM's MLA in 16 bits, from 0.18 on, the backend that its blocks are cut for (`kvcalc.engines.vllm_rules`)."""
 
 
 def default_family(gpu: Gpu, attention: str, engine: str = "generic") -> str:
@@ -124,4 +130,6 @@ def default_family(gpu: Gpu, attention: str, engine: str = "generic") -> str:
     if gpu.architecture == "Hopper":
         usual = "flashmla" if attention == MLA else "fa3"
         return ON_HOPPER.get((engine, MLA if attention == MLA else GQA), usual)
-    return "triton" if attention == MLA else "flashinfer"
+    if attention == MLA:
+        return "triton"
+    return "trtllm-xqa" if engine == "trtllm" else "flashinfer"

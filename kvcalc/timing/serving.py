@@ -6,7 +6,7 @@ takes P alone. With D(n) for the step of n sequences:
     resident   the sequences that memory holds; the others wait their turn. An engine that reserves starts a
                request once all of its tokens have room, any other takes more and puts some back when memory is full
     decoding   n of the resident decode, the others run their prompt: in a time TPOT x O + TTFT, each does so once
-    TPOT       D(n) + n / O x P: every sequence that decodes had a prompt, once in O steps
+    TPOT       D(n) + (n - 1) / O x P: every other sequence that decodes had a prompt, once in O steps
     TTFT       P and the wait for the prompts before it, P x rho / (2 (1 - rho)) at a share rho of time spent on prompts
                (M/D/1 queue: Pollaczek-Khinchine)
 """
@@ -48,14 +48,15 @@ def aggregated(
     decoding = decoding_sequences(replica, alone.expected_s, prefill.expected_s, output_tokens)
     if (rounded := max(1, round(decoding))) != replica:
         alone = _step_time(step, rounded * step.parallelism.dp, gpu, calibrations)
-    share = decoding / output_tokens
+    others = max(0.0, decoding - 1)
+    share = others / output_tokens
     waiting = f"; {asked - resident:,} of {asked:,} sequences wait for memory" if resident < asked else ""
     part = other_part(
         "other prefills",
         f"{share:.3g} prompts a step{waiting}",
         share * prefill.expected_s,
-        "decoding sequences / output tokens x time of a prompt",
-        f"{decoding:.6f} sequences / {output_tokens} output tokens x {us(prefill.expected_s)}",
+        "other decoding sequences / output tokens x time of a prompt",
+        f"{others:.6f} sequences / {output_tokens} output tokens x {us(prefill.expected_s)}",
         "aggregated serving: prompts run on the GPUs that decode",
     )
     return replace(alone, parts=(*alone.parts, part))
@@ -65,8 +66,9 @@ def decoding_sequences(resident: int, decode_s: float, prefill_s: float, output_
     """How many of the resident sequences decode on average, while the others' prompts run or wait."""
     decoding = float(resident)
     for _ in range(ROUNDS):
-        tpot_s = decode_s + decoding / output_tokens * prefill_s
-        share = min(MOST_SHARE, decoding * prefill_s / (output_tokens * tpot_s))
+        prompts_s = max(0.0, decoding - 1) / output_tokens * prefill_s
+        tpot_s = decode_s + prompts_s
+        share = min(MOST_SHARE, prompts_s / tpot_s)
         ttft_s = prefill_s * (1 + share / (2 * (1 - share)))
         decoding = resident * output_tokens * tpot_s / (output_tokens * tpot_s + ttft_s)
     return decoding

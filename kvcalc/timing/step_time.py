@@ -303,7 +303,7 @@ def _exchanges(step: Step, terms: Sequence[Term], layers: int, gpu: Gpu) -> Iter
     if mix.tp > 1:
         yield from _exchange(
             "all-reduce",
-            f"{mix.tp} ranks",
+            mix.tp,
             [(reduces, exchange.all_reduce_s(message, mix.tp, gpu))],
             f"sums of {message:,} B of hidden states, after attention and feed-forward",
             gpu,
@@ -329,10 +329,11 @@ def _context_exchange(term: Term, attention: Attention, step: Step, gpu: Gpu) ->
     scales = exchange.all_gather_s(sums * SUM_BYTES, mix.dcp, gpu)
     yield from _exchange(
         "dcp exchange",
-        f"{attention.label}, {mix.dcp} ranks",
+        mix.dcp,
         [(term.layers, each), (term.layers, scales), (term.layers, each)],
         f"layers x (all-gather of queries and of log-sum-exps + reduce-scatter of outputs, {elements:,} elements)",
         gpu,
+        of=f"{attention.label}, ",
     )
 
 
@@ -347,7 +348,7 @@ def _expert_exchange(term: Term, step: Step, gpu: Gpu) -> Iterator[TimedPart]:
         there = exchange.all_gather_s(tokens * width * sent, ranks, gpu)
         back = exchange.all_gather_s(tokens * width * ACTIVATION_BYTES, ranks, gpu)
         symbols = f"layers x (all-gather of {tokens:,} tokens x {width:,} + reduce-scatter of what experts give)"
-        yield from _exchange("all-gather", f"{ranks} ranks", [(term.layers, there), (term.layers, back)], symbols, gpu)
+        yield from _exchange("all-gather", ranks, [(term.layers, there), (term.layers, back)], symbols, gpu)
         return
     active = float(network.active_experts)
     copies = active if step.phase == DECODE else exchange.ranks_reached(mix.ep, active)
@@ -355,23 +356,22 @@ def _expert_exchange(term: Term, step: Step, gpu: Gpu) -> Iterator[TimedPart]:
     there = exchange.all_to_all_s(tokens * copies * width * sent, mix.ep, gpu)
     back = exchange.all_to_all_s(tokens * copies * width * ACTIVATION_BYTES, mix.ep, gpu)
     symbols = f"layers x (dispatch + combine of {tokens:,} tokens x {copies:.2f} copies x {width:,})"
-    yield from _exchange("all-to-all", f"{mix.ep} ranks", [(term.layers, there), (term.layers, back)], symbols, gpu)
+    yield from _exchange("all-to-all", mix.ep, [(term.layers, there), (term.layers, back)], symbols, gpu)
 
 
 def _exchange(
-    name: str, detail: str, each: Sequence[tuple[int, float | None]], symbols: str, gpu: Gpu
+    name: str, ranks: int, each: Sequence[tuple[int, float | None]], symbols: str, gpu: Gpu, *, of: str = ""
 ) -> Iterator[TimedPart]:
     """Exchanges of one kind, each with how many there are; none where a GPU states no link."""
     times = [(count, seconds) for count, seconds in each if seconds is not None]
     if not times:
         return
-    link = gpu.link.type if gpu.link is not None else "PCIe"
     yield other_part(
         name,
-        detail,
+        f"{of}{ranks} ranks",
         sum(count * seconds for count, seconds in times),
         symbols,
         sum_of(times),
-        f"{link}; {exchange.SOURCE}",
+        f"{exchange.link_name(gpu, ranks)}; {exchange.SOURCE}",
         EXCHANGES,
     )

@@ -244,7 +244,7 @@ def test_an_engine_is_timed_with_the_kernels_that_it_runs():
     assert families == {
         ("generic", "mla"): "flashmla",
         ("generic", "gqa"): "fa3",
-        ("vllm", "mla"): "flashmla",
+        ("vllm", "mla"): "fa3",
         ("vllm", "gqa"): "fa3-vllm",
         ("sglang", "mla"): "fa3",
         ("sglang", "gqa"): "fa3",
