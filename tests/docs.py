@@ -5,6 +5,7 @@ closing comment.
 
     <!-- run: kvcalc list kinds -->          the command's output, run in the folder of the repository
     <!-- models -->                          the table of packaged models
+    <!-- accuracy -->                        and others: figures from benchmarks/results (tests/figures.py)
     <!-- end -->
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- (run: [^\n]*|models) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (run: [^\n]*|\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def generated(page: str) -> str:
@@ -28,7 +29,11 @@ def generated(page: str) -> str:
 
 
 def _content(what: str) -> str:
-    return _models() if what == "models" else _run(what.removeprefix("run: "))
+    from tests import figures
+
+    if what.startswith("run: "):
+        return _run(what.removeprefix("run: "))
+    return {"models": _models, **figures.BLOCKS}[what]()
 
 
 def _run(command: str) -> str:
