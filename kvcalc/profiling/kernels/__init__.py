@@ -10,9 +10,9 @@ from kvcalc.profiling.kernels.base import Kernel, Missing, Output
 
 KERNELS: dict[str, str] = {
     "torch-sdpa": "kvcalc.profiling.kernels.torch_sdpa:TorchSdpa",
+    "native-decode": "kvcalc.profiling.kernels.native_decode:NativeDecode",
     "torch-absorbed": "kvcalc.profiling.kernels.torch_absorbed:TorchAbsorbed",
     "torch-expanded": "kvcalc.profiling.kernels.torch_expanded:TorchExpanded",
-    "native-decode": "kvcalc.profiling.kernels.native_decode:NativeDecode",
     "triton-mla": "kvcalc.profiling.kernels.triton_mla:TritonMla",
     "triton-gqa": "kvcalc.profiling.kernels.triton_gqa:TritonGqa",
     "flashmla": "kvcalc.profiling.kernels.flashmla:FlashMla",
