@@ -30,7 +30,7 @@ class Result:
 def environment(**changes: str | None) -> dict[str, str]:
     """A plain environment with the checkout on the path; None removes a variable."""
     base = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
-    for name in ("NO_COLOR", "COLUMNS", "PYTHONIOENCODING", "FORCE_COLOR", "TERM"):
+    for name in ("NO_COLOR", "COLUMNS", "PYTHONIOENCODING", "PYTHONUNBUFFERED", "FORCE_COLOR", "TERM"):
         base.pop(name, None)
     return {name: value for name, value in (base | changes).items() if value is not None}
 

@@ -146,7 +146,8 @@ def test_version():
     ],
     ids=" ".join,
 )
-def test_a_closed_pipe_is_no_error(args):
+@pytest.mark.parametrize("unbuffered", [None, "1"], ids=["buffered", "unbuffered"])
+def test_a_closed_pipe_is_no_error(args, unbuffered):
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -154,7 +155,7 @@ def test_a_closed_pipe_is_no_error(args):
             [sys.executable, "-m", "kvcalc", *args],
             stdout=writer,
             stderr=subprocess.PIPE,
-            env=environment(),
+            env=environment(PYTHONUNBUFFERED=unbuffered),
             timeout=60,
         )
     finally:

@@ -80,4 +80,14 @@ def main() -> None:
     except SystemExit as stop:
         # where help meets a closed pipe, typer wraps standard output and stops with 1
         closed = type(sys.stdout).__name__ == "PacifyFlushWrapper"
+        _flush()
         raise SystemExit(0 if closed else stop.code) from None
+
+
+def _flush() -> None:
+    """Hand out what was printed; a reader that has closed its end has what it wants, and changes no exit code."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = None
