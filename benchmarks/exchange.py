@@ -6,25 +6,19 @@
 Needs the extras `[predict,validate]`. All-reduce: custom_allreduce tables of TensorRT-LLM, vLLM and SGLang, 2 to 8
 GPUs, rows of CUDA graphs (eager rows time launches). All-to-all, all-gather and reduce-scatter: the NCCL tables. Their
 message_size counts elements (2 bytes; NCCL's int8 rows 1): counted in bytes, 8 H200s would reduce at half of the rate
-that NVIDIA's own nccl-tests reach. DeepEP's dispatch and combine are fitted to nothing. `before` is the form that
-kvcalc had: 7 us and 2 (n - 1) / n of the message at 0.6 of the link.
+that NVIDIA's own nccl-tests reach. DeepEP's dispatch and combine are fitted to nothing.
 """
 
 import argparse
-import importlib.util
-import json
-import time
-from pathlib import Path
 
 import numpy as np
-from measured_tables import GPUS, PACKAGE
+from measured_tables import GPUS, package_root
+from pages import errors, publish, table
 
 from kvcalc.api import load_gpu
-from kvcalc.commands.output import write_file
 from kvcalc.timing.exchange import all_gather_s, all_reduce_s, all_to_all_s, link_bytes_per_s, ranks_reached
 from kvcalc.timing.gemm import machine_family
 
-RESULTS = Path(__file__).parent / "results"
 SAME_AS_SGLANG = {"sglang 0.5.6.post2"}
 """A copy of TensorRT-LLM's table under another name."""
 
@@ -42,10 +36,7 @@ def load_rows():
     """All rows: what, on how many ranks, of how many bytes, in what time. A fifth is `fitted`."""
     import pandas
 
-    found = importlib.util.find_spec("aiconfigurator_core")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit("this needs the public measurements: pip install 'kvcalc[validate]'")
-    root = Path(found.submodule_search_locations[0]) / "systems" / "data"
+    root = package_root() / "data"
     frames = []
     for system, slug in GPUS.items():
         gpu = load_gpu(slug)
@@ -76,7 +67,7 @@ def load_experts():
     """
     import pandas
 
-    root = Path(importlib.util.find_spec("aiconfigurator_core").submodule_search_locations[0]) / "systems" / "data"
+    root = package_root() / "data"
     found = []
     for system, slug in GPUS.items():
         gpu = load_gpu(slug)
@@ -99,7 +90,6 @@ def load_experts():
                             "tokens": row.num_token,
                             "seconds": us * 1e-6,
                             "expected": all_to_all_s(row.num_token * copies * row.hidden_size * size, ranks, gpu),
-                            "before": 0.0,
                         }
                     )
     rows = pandas.DataFrame(found)
@@ -144,15 +134,6 @@ def fit(rows) -> None:
             print(name, f'"{family}": _rates({", ".join(f"{each:.3g}" for each in np.exp(found))}),', error(found))
 
 
-def summary(rows) -> dict:
-    error = (rows.expected / rows.seconds - 1).abs()
-    result = {"rows": len(rows), "mean": float(error.mean()), "median": float(error.median())}
-    result["bias"] = float((rows.expected / rows.seconds - 1).median())
-    before = (rows.before / rows.seconds - 1).abs()
-    reduce = bool((rows.what == "all-reduce").all())
-    return result | {"before_mean": float(before.mean()) if reduce else None}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fit", action="store_true")
@@ -161,30 +142,21 @@ def main() -> None:
         fit(rows)
         return
     rows = rows[~rows.fitted]
-    n, size, link = wire(rows)
     expected = [TIMES[row.what](row.bytes, row.num_gpus, load_gpu(row.gpu)) for row in rows.itertuples()]
-    rows = rows.assign(expected=expected, before=7e-6 + 2 * (n - 1) / n * size / (0.6 * link))
+    rows = rows.assign(expected=expected)
     groups = {}
     for what, chosen in rows.groupby("what", sort=False):
         nvlink = chosen[~chosen.gpu.str.startswith(("l40", "rtx"))]
-        groups[f"{what}, GPUs with NVLink"] = summary(nvlink)
-        groups |= {f"{what}, {gpu}": summary(each) for gpu, each in chosen.groupby("gpu")}
+        groups[f"{what}, GPUs with NVLink"] = errors(nvlink)
+        groups |= {f"{what}, {gpu}": errors(each) for gpu, each in chosen.groupby("gpu")}
     moved = load_experts()
     for what, chosen in moved.groupby("what"):
-        groups |= {f"{what}, {gpu}": summary(each) for gpu, each in chosen.groupby("gpu")}
+        groups |= {f"{what}, {gpu}": errors(each) for gpu, each in chosen.groupby("gpu")}
         for low, high in ((1, 64), (65, 1024), (1025, 1 << 30)):
             each = chosen[(chosen.tokens >= low) & (chosen.tokens <= high)]
-            groups[f"{what}, {low:,} {f'to {high:,}' if high < 1 << 30 else 'and more'} tokens a rank"] = summary(each)
-    tables = {" ".join(key): summary(each) for key, each in rows.groupby(["what", "gpu", "engine"])}
-    result = {
-        "schema": "kvcalc.exchange/1",
-        "measurements": PACKAGE,
-        "date": time.strftime("%Y-%m-%d"),
-        "groups": groups,
-        "tables": tables,
-    }
-    write_file(RESULTS / "exchange.json", json.dumps(result, indent=1) + "\n")
-    write_file(RESULTS / "exchange.md", page(result))
+            groups[f"{what}, {low:,} {f'to {high:,}' if high < 1 << 30 else 'and more'} tokens a rank"] = errors(each)
+    tables = {" ".join(key): errors(each) for key, each in rows.groupby(["what", "gpu", "engine"])}
+    publish("exchange", {"groups": groups, "tables": tables}, page)
 
 
 def page(result: dict) -> str:
@@ -194,20 +166,11 @@ def page(result: dict) -> str:
         f"Made by `python benchmarks/exchange.py` on {result['date']} from {result['measurements']}: absolute error",
         "relative to the measurement, 2 to 8 GPUs of a node, messages of 512 B to 1 GB, on rows that no constant was",
         "fitted to (a fifth was). DeepEP's dispatch and combine are set against the all-to-all that was fitted to",
-        "NCCL's rows; nothing is fitted to them. `before` is 7 us and 2 (n - 1) / n of the message at 0.6 of the link.",
+        "NCCL's rows; nothing is fitted to them.",
     ]
+    columns = {"number": "rows", "mean": "mean", "median": "median", "bias": "bias"}
     for title, chosen in (("Together", "groups"), ("By table", "tables")):
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            "| rows | number | mean | median | bias | before |",
-            "|---|---|---|---|---|---|",
-        ]
-        for name, row in result[chosen].items():
-            shares = " | ".join(f"{100 * row[key]:.1f} %" for key in ("mean", "median", "bias"))
-            before = "" if row["before_mean"] is None else f"{100 * row['before_mean']:.1f} %"
-            lines.append(f"| {name} | {row['rows']:,} | {shares} | {before} |")
+        lines += table(title, result[chosen], columns)
     return "\n".join(lines) + "\n"
 
 

@@ -10,20 +10,15 @@ tokens; with the tables' power laws as many are expected as by even routing, whi
 """
 
 import argparse
-import importlib.util
-import json
-import time
-from pathlib import Path
 
 import numpy as np
 from gemm import BYTES, FORMATS, PEAKS
-from measured_tables import GPUS, PACKAGE
+from measured_tables import GPUS, package_root
+from pages import bound_error, errors, publish, table
 
 from kvcalc.api import load_gpu
-from kvcalc.commands.output import write_file
 from kvcalc.timing.gemm import GROUPED, Product, gemm_rates, gemm_s, grouped_s, machine_family
 
-RESULTS = Path(__file__).parent / "results"
 ROWS, RANKS = 1_500, 8
 
 
@@ -31,10 +26,7 @@ def load_rows():
     """Drawn rows: measured, expected, the roofline, and the time of the products alone. A fifth is `fitted`."""
     import pandas
 
-    found = importlib.util.find_spec("aiconfigurator_core")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit("this needs the public measurements: pip install 'kvcalc[validate]'")
-    root = Path(found.submodule_search_locations[0]) / "systems" / "data"
+    root = package_root() / "data"
     rows = []
     for system, slug in GPUS.items():
         gpu = load_gpu(slug)
@@ -104,14 +96,7 @@ def fit(rows) -> None:
 
 
 def summary(rows) -> dict:
-    error = rows.expected / rows.seconds - 1
-    return {
-        "rows": len(rows),
-        "mean": float(error.abs().mean()),
-        "median": float(error.abs().median()),
-        "bias": float(error.median()),
-        "roofline_mean": float((rows.roofline / rows.seconds - 1).abs().mean()),
-    }
+    return errors(rows) | {"roofline_mean": bound_error(rows)}
 
 
 def main() -> None:
@@ -129,16 +114,7 @@ def main() -> None:
         chosen = rows[(rows.tokens >= low) & (rows.tokens <= high)]
         groups[f"tokens {low:,} to {high:,}" if high < 1 << 30 else f"tokens from {low:,}"] = summary(chosen)
     tables = {name: summary(chosen) for name, chosen in rows.groupby("table")}
-    result = {
-        "schema": "kvcalc.experts/1",
-        "measurements": PACKAGE,
-        "date": time.strftime("%Y-%m-%d"),
-        "constants": GROUPED,
-        "groups": groups,
-        "tables": tables,
-    }
-    write_file(RESULTS / "experts.json", json.dumps(result, indent=1) + "\n")
-    write_file(RESULTS / "experts.md", page(result))
+    publish("experts", {"constants": GROUPED, "groups": groups, "tables": tables}, page)
 
 
 def page(result: dict) -> str:
@@ -150,17 +126,9 @@ def page(result: dict) -> str:
         "constants of an architecture; the products' own come of the GEMM tables). Engines' kernels differ by a factor",
         "of two and more on the same GPU; one estimate for all of them can be no closer.",
     ]
+    columns = {"number": "rows", "mean": "mean", "median": "median", "bias": "bias", "roofline": "roofline_mean"}
     for title, chosen in (("Together", "groups"), ("By table", "tables")):
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            "| rows | number | mean | median | bias | roofline |",
-            "|---|---|---|---|---|---|",
-        ]
-        for name, row in result[chosen].items():
-            shares = " | ".join(f"{100 * row[key]:.1f} %" for key in ("mean", "median", "bias", "roofline_mean"))
-            lines.append(f"| {name} | {row['rows']:,} | {shares} |")
+        lines += table(title, result[chosen], columns)
     return "\n".join(lines) + "\n"
 
 

@@ -12,19 +12,14 @@ harness timed more than the product (`EAGER_S`) are in no fit and in no total, a
 """
 
 import argparse
-import importlib.util
-import json
-import time
-from pathlib import Path
 
 import numpy as np
-from measured_tables import GPUS, PACKAGE
+from measured_tables import GPUS, package_root
+from pages import bound_error, errors, publish, table
 
 from kvcalc.api import load_gpu
-from kvcalc.commands.output import write_file
 from kvcalc.timing.gemm import NORM, SPLITS, TILES, GemmRates, Product, gemm_rates, gemm_s, machine_family, quantise_s
 
-RESULTS = Path(__file__).parent / "results"
 FORMATS = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
 PEAKS = {"bf16": "bf16", "fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4"}
 BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5625}
@@ -40,10 +35,7 @@ def load_rows():
     """All rows, as a frame with what a GPU states of them; `eager` marks tables that timed launches."""
     import pandas
 
-    found = importlib.util.find_spec("aiconfigurator_core")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit("this needs the public measurements: pip install 'kvcalc[validate]'")
-    root = Path(found.submodule_search_locations[0]) / "systems" / "data"
+    root = package_root() / "data"
     keys, frames = ["m", "n", "k"], []
     for system, slug in GPUS.items():
         gpu = load_gpu(slug)
@@ -137,39 +129,18 @@ def of_rates(rates: GemmRates) -> list[float]:
 
 
 def summary(rows) -> dict:
-    """Errors as shares; null where there are no such rows."""
-    return {name: None if value != value else value for name, value in _summary(rows).items()}
-
-
-def _summary(rows) -> dict:
-    error = rows.expected / rows.seconds - 1
-    bound = rows.roofline / rows.seconds - 1
-    large = ((rows.n >= LARGE) & (rows.k >= LARGE)).to_numpy()
-    return {
-        "rows": len(rows),
-        "mean": float(error.abs().mean()),
-        "median": float(error.abs().median()),
-        "bias": float(error.median()),
-        "roofline_mean": float(bound.abs().mean()),
-        "before_mean": float((rows.before / rows.seconds - 1).abs().mean()),
-        "large_rows": int(large.sum()),
-        "large_mean": float(error[large].abs().mean()),
-        "large_median": float(error[large].abs().median()),
-        "large_roofline_mean": float(bound[large].abs().mean()),
-        "large_before_mean": float((rows.before / rows.seconds - 1)[large].abs().mean()),
-    }
+    large = rows[(rows.n >= LARGE) & (rows.k >= LARGE)]
+    found = errors(rows) | {"roofline_mean": bound_error(rows)}
+    of_large = errors(large) | {"roofline_mean": bound_error(large)}
+    return found | {f"large_{name}": value for name, value in of_large.items() if name != "bias"}
 
 
 def judged(rows):
-    """The rows with what is expected, their roofline, and the form that kvcalc had before (no shape but rows of 64)."""
+    """The rows with what is expected and their roofline."""
     moved = rows.n * rows.k * rows.bytes + rows.m * (rows.k * rows.bytes + 2 * rows.n)
     flop = 2.0 * rows.m * rows.n * rows.k
-    matrix = rows.family.map({"8.0": 0.85, "8.9": 0.75, "9.0": 0.79}).fillna(0.70)
-    memory = moved / (0.80 * rows.bandwidth)
-    multiply = np.ceil(rows.m / 64) * 64 / rows.m * flop / (matrix * rows.peak)
     rows = rows.assign(
         roofline=np.maximum(moved / rows.bandwidth, flop / rows.peak),
-        before=3e-6 + (memory**3 + multiply**3) ** (1 / 3),
         expected=0.0,
     )
     for slug, form in {(slug, form) for slug, form in zip(rows.gpu, rows.format, strict=True)}:
@@ -202,21 +173,7 @@ def main() -> None:
         groups[f"rows {low:,} to {high:,}"] = summary(used[(used.m >= low) & (used.m <= high)])
     tables = {" ".join(key): summary(chosen) for key, chosen in used.groupby(["gpu", "engine", "format"])}
     left = {" ".join(key): summary(chosen) for key, chosen in rows[rows.eager].groupby(["gpu", "engine", "format"])}
-    result = {
-        "schema": "kvcalc.gemm/1",
-        "measurements": PACKAGE,
-        "date": time.strftime("%Y-%m-%d"),
-        "fit_rows": FIT_ROWS,
-        "groups": groups,
-        "tables": tables,
-        "left_out": left,
-    }
-    write_file(RESULTS / "gemm.json", json.dumps(result, indent=1) + "\n")
-    write_file(RESULTS / "gemm.md", page(result))
-
-
-def share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
+    publish("gemm", {"fit_rows": FIT_ROWS, "groups": groups, "tables": tables, "left_out": left}, page)
 
 
 def page(result: dict) -> str:
@@ -226,29 +183,21 @@ def page(result: dict) -> str:
         f"Made by `python benchmarks/gemm.py` on {result['date']} from the GEMM tables of {result['measurements']}:",
         "absolute error relative to the measurement, on rows that no constant was fitted to",
         f"({result['fit_rows']:,} rows of each architecture and format were, all large).",
-        f"Large products have {LARGE:,} or more columns and inner",
-        "width, as a model's have. `before` is the form that kvcalc had: a launch, bytes at 0.8 of the bandwidth,",
-        "products at 0.7 to 0.85 of the peak, rows padded to 64.",
+        f"Large products have {LARGE:,} or more columns and inner width, as a model's have.",
     ]
-    for title, chosen in (("Together", "groups"), ("By table", "tables"), ("Tables left out", "left_out")):
-        columns = (
-            "number | mean | median | bias | roofline | before | large: number | mean | median | roofline | before"
-        )
-        lines += ["", f"## {title}", ""]
-        if chosen == "left_out":
-            lines += [
-                "Their harness timed launches from Python or more than the product: the median of small products is",
-                f"above {EAGER_S * 1e6:g} us. " + "; ".join(f"{name}: {why}" for name, why in LEFT_OUT.items()) + ".",
-                "",
-            ]
-        lines += [f"| rows | {columns} |", "|" + "---|" * 12]
-        for name, row in result[chosen].items():
-            one = [share(row[key]) for key in ("mean", "median", "bias", "roofline_mean", "before_mean")]
-            keys = ("large_mean", "large_median", "large_roofline_mean", "large_before_mean")
-            two = [share(row[key]) for key in keys]
-            lines.append(
-                f"| {name} | {row['rows']:,} | {' | '.join(one)} | {row['large_rows']:,} | {' | '.join(two)} |"
-            )
+    columns = {"number": "rows", "mean": "mean", "median": "median", "bias": "bias", "roofline": "roofline_mean"}
+    columns |= {"large: number": "large_rows", "large: mean": "large_mean", "large: median": "large_median"}
+    columns |= {"large: roofline": "large_roofline_mean"}
+    why_left = (
+        "Their harness timed launches from Python or more than the product: the median of small products is",
+        f"above {EAGER_S * 1e6:g} us. " + "; ".join(f"{name}: {why}" for name, why in LEFT_OUT.items()) + ".",
+    )
+    for title, chosen, text in (
+        ("Together", "groups", ()),
+        ("By table", "tables", ()),
+        ("Tables left out", "left_out", why_left),
+    ):
+        lines += table(title, result[chosen], columns, text)
     return "\n".join(lines) + "\n"
 
 

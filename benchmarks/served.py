@@ -27,14 +27,13 @@ decodes, that an engine may reserve, and that rows are quantised in a pass of th
 too. No constant was set with rows of mixtures of experts in view.
 """
 
-import importlib.util
 import json
 import re
 import time
 from pathlib import Path
 
 import numpy as np
-from measured_tables import PACKAGE
+from measured_tables import PACKAGE, package_root
 
 from kvcalc.api import estimate
 from kvcalc.commands.output import write_file
@@ -61,10 +60,7 @@ FORMATS = {"fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "fp4": "nvf
 def silicon_sample():
     import pandas
 
-    found = importlib.util.find_spec("aiconfigurator_core")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit("this needs the public measurements: pip install 'kvcalc[validate]'")
-    data = pandas.read_csv(Path(found.submodule_search_locations[0]) / "systems" / "silicon_sample.csv")
+    data = pandas.read_csv(package_root() / "silicon_sample.csv")
     return data[data["mode"] == "agg"]
 
 

@@ -277,7 +277,7 @@ class Estimate:
             "roofline_s": bound.roofline_s,
             "expected_s": expected.expected_s,
             "interval_s": None if interval is None else list(interval),
-            "expected_note": expected.unknown or "",
+            "expected_note": expected.unknown or expected.of or "",
             "calibrations": [
                 {"family": kernel.family.name, "origin": kernel.origin, "parameters": dict(kernel.values)}
                 for kernel in expected.kernels

@@ -14,7 +14,7 @@ MAX_SWEEP = 10_000_000
 
 def parse_tokens(text: str, *, name: str = "value") -> int:
     """A whole number of tokens: `131072`, `131_072`, `128k`, `1m`. Raises UsageError for anything else."""
-    digits, factor = text.strip().lower().replace("_", "").replace(",", ""), 1
+    digits, factor = text.strip().lower().replace("_", ""), 1
     if digits and digits[-1] in _TOKEN_SUFFIXES:
         digits, factor = digits[:-1], _TOKEN_SUFFIXES[digits[-1]]
     try:

@@ -39,12 +39,11 @@ def claim() -> str:
     groups = read("accuracy.json")["targets"]["errors"]
     mla = next(each for each in groups if each["group"] == "MLA, bf16 cache, Hopper")
     return prose(f"""
-        [Bytes and parameters are exact](#how-exact); [expected times](#how-accurate-is-it) of MLA decoding
-        on Hopper are
-        {percent(mla["median_above_200_mb"])} off above 200 MB of cache and {percent(mla["median"])} over all
-        sizes (mean
-        error of the median table over unseen public measurements; {percent(mla["worst_above_200_mb"])} and
-        {percent(mla["worst"])} of the worst), and every one carries an interval.
+        [Bytes and parameters are exact](#how-exact); [expected times](#how-accurate-is-it) of MLA decoding with a bf16
+        cache on Hopper are {percent(mla["median_above_200_mb"])} off above 200 MB of cache and {percent(mla["median"])}
+        over all sizes (mean error of the median table over unseen public measurements;
+        {percent(mla["worst_above_200_mb"])} and {percent(mla["worst"])} of the worst), and every one carries an
+        interval.
     """)
 
 

@@ -12,6 +12,7 @@ from tests.command_line import call, kvcalc
 
 E = ("estimate", "deepseek-v3")
 C = ("compare", "deepseek-v3")
+S = (*E, "--gpu", "h200-sxm-141gb", "--serving", "aggregated")
 P = ("plan", "llama-3.1-8b", "--gpu", "h200-sxm-141gb")
 
 WRONG = [
@@ -41,6 +42,9 @@ WRONG = [
     ((*E, "--dcp", "2"), "dcp 2 does not divide tp 1", "reuses the tp ranks"),
     ((*E, "--engine", "vllm", "--max-batched-tokens", "-5"), "in one step are -5; they must be 1 or more", None),
     ((*E, "--max-batched-tokens", "0"), "in one step are 0; they must be 1 or more", None),
+    ((*E, "--output-tokens", "5"), "--output-tokens is of aggregated serving", "add --serving aggregated"),
+    ((*E, "--serving", "aggregated"), "--serving aggregated needs a GPU", "add --gpu"),
+    ((*S, "--output-tokens", "1,2"), "output tokens '1,2' is not a whole number above 0", None),
     ((*P, "--weights-bytes", "0"), "weights of 0 bytes are none", "leave the size out"),
     ((*P, "--price", "nan"), "the price of a GPU-hour is nan", None),
     ((*P, "--price=-3"), "the price of a GPU-hour is -3", None),

@@ -32,7 +32,7 @@ def estimate(
     memory_utilization: opt.Utilization = None,
     calibration: opt.CalibrationFile = None,
     serving: opt.Serving = "alone",
-    output_tokens: opt.OutputTokens = "1k",
+    output_tokens: opt.OutputTokens = None,
     explain: Annotated[bool, typer.Option("--explain", help="Every number as a formula, with its source.")] = False,
     fail_if_oom: Annotated[bool, typer.Option("--fail-if-oom", help="Exit 1 where it does not fit.")] = False,
     as_bytes: opt.AsBytes = False,

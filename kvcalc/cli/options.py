@@ -51,7 +51,8 @@ Serving = Annotated[
     str, typer.Option("--serving", help="alone: the step by itself; aggregated: among the prompts of other requests.")
 ]
 OutputTokens = Annotated[
-    str, typer.Option("--output-tokens", help="Tokens that a request generates, for --serving aggregated.")
+    str | None,
+    typer.Option("--output-tokens", help="Tokens that a request generates, for --serving aggregated. Default: 1k."),
 ]
 KvDtype = Annotated[str | None, typer.Option(help="Format of cache entries, of `kvcalc list formats`. Default: bf16.")]
 IndexDtype = Annotated[str | None, typer.Option(help="Format of index keys. Default: the model's own.")]
@@ -189,12 +190,19 @@ ReportFile = Annotated[
 ]
 
 
-def output_tokens(serving: str, tokens: str) -> int | None:
-    """Tokens that a request generates where serving is aggregated. Raises UsageError for another word."""
+def output_tokens(serving: str, tokens: str | None) -> int | None:
+    """Tokens that a request generates where serving is aggregated, 1k by default.
+
+    Raises UsageError for another word, and for tokens that nothing would use.
+    """
     from kvcalc.errors import UsageError
     from kvcalc.names import nearest
     from kvcalc.units import parse_tokens
 
     if serving not in ("alone", "aggregated"):
         raise UsageError(f"unknown serving '{serving}'", hint=nearest(serving, ("alone", "aggregated")))
-    return parse_tokens(tokens, name="output tokens") if serving == "aggregated" else None
+    if serving == "aggregated":
+        return parse_tokens(tokens or "1k", name="output tokens")
+    if tokens is not None:
+        raise UsageError("--output-tokens is of aggregated serving", hint="add --serving aggregated")
+    return None

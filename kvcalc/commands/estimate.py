@@ -30,6 +30,8 @@ def run(
     calibrated = {name: options.pop(name, None) for name in ("calibration", "output_tokens")}
     if calibrated["calibration"] is not None and not options.get("gpu"):
         raise UsageError("--calibration is of a GPU", hint="add --gpu with the one that it calibrates")
+    if calibrated["output_tokens"] is not None and not options.get("gpu"):
+        raise UsageError("--serving aggregated needs a GPU to serve on", hint="add --gpu, such as --gpu h100-sxm5-80gb")
     if len(batch) * len(context_tokens or [0]) * len(query_tokens) > 1:
         if any(value is not None for value in calibrated.values()):
             raise UsageError(

@@ -160,7 +160,7 @@ def _time(result: Estimate) -> Facts:
         else:
             low, high = expected.interval_s
             ground = "attention calibrated, 90 %" if expected.kernels else "achieved rates, a range, not calibrated"
-            between = f"{seconds(low)} to {seconds(high)} ({ground})"
+            between = f"{seconds(low)} to {seconds(high)} ({ground})" + (f"; {expected.of}" if expected.of else "")
             rows.append((f"{phase} expected", seconds(expected.expected_s), between))
     return Facts(title="Time: the roofline is the datasheet's bound, expected is what kernels reach", rows=rows)
 

@@ -176,7 +176,7 @@ def _explained(result: Plan, as_bytes: bool) -> list[str]:
     times = data.max_batch / tensor.max_batch
     why = f": not {ratio(copies)}, since those weights and wider activations come first" if 1 < times < copies else ""
     lines.append(f"dp {ranks} holds {data.max_batch:,} sequences, tp {ranks} {tensor.max_batch:,}: {times:.2f}x{why}")
-    for row in flat:
+    for row in {row.mix: row for row in flat}.values():
         if row.mix.dcp > 1 and row.mix.tp == ranks:
             lines.append(
                 f"tp {ranks} dcp {row.mix.dcp} holds {row.max_batch:,}, {row.max_batch / tensor.max_batch:.2f}x: ranks "

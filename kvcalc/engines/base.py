@@ -6,11 +6,11 @@ error, never a guess from its neighbours.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Protocol
 
-from kvcalc.architecture.attention import Attention, Component, by_record
+from kvcalc.architecture.attention import Attention, Component, LatentAttention, Role, by_record
 from kvcalc.architecture.layout import Allocation, Layout, Precision, Record, RecordByRecord, RecordCount
 from kvcalc.architecture.model import Model
 from kvcalc.architecture.slots import Slots
@@ -182,6 +182,18 @@ class KeptWhole:
 
     def formula(self, context: str = "context_tokens") -> str:
         return context
+
+
+def full_heads(base: LatentAttention, latent: Component) -> tuple[Component, ...]:
+    """Full keys and values of every head, in the place of a latent."""
+    widths = (
+        ("key", Role.KEY, base.qk_nope_head_dim + base.qk_rope_head_dim, "qk_nope_head_dim + qk_rope_head_dim"),
+        ("value", Role.VALUE, base.v_head_dim, "v_head_dim"),
+    )
+    return tuple(
+        replace(latent, name=name, role=role, width=width, symbol=symbol, heads=base.n_heads, flop_per_pair=2 * width)
+        for name, role, width, symbol in widths
+    )
 
 
 def _unchanged(attention: Attention, components: tuple[Component, ...]) -> tuple[Component, ...]:

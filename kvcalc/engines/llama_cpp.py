@@ -14,7 +14,18 @@ from kvcalc.architecture.attention import (
 from kvcalc.architecture.formats import CACHE_FORMATS, Format, cache_format
 from kvcalc.architecture.layout import Allocation, Layout, Record, RecordCount
 from kvcalc.architecture.slots import Constant, Slots, Window
-from kvcalc.engines.base import ChangedLayout, Engine, KeptWhole, Known, Request, Rule, Version, check_format, kept
+from kvcalc.engines.base import (
+    ChangedLayout,
+    Engine,
+    KeptWhole,
+    Known,
+    Request,
+    Rule,
+    Version,
+    check_format,
+    full_heads,
+    kept,
+)
 from kvcalc.errors import UsageError
 
 _CACHE = "llama-cpp-python 0.3.36 vendor/llama.cpp/src/llama-kv-cache.cpp"
@@ -246,21 +257,9 @@ class _Kept:
             return components
         latent = next(component for component in components if component.role is Role.LATENT)
         if self.expanded:
-            return _expanded(base, latent)
+            return full_heads(base, latent)
         copy = replace(latent, name="latent again as V", role=Role.VALUE, record="value", flop_per_pair=0)
         return (*components, copy)
-
-
-def _expanded(base: LatentAttention, latent: Component) -> tuple[Component, ...]:
-    """Full keys and values of every head."""
-    widths = (
-        ("key", Role.KEY, base.qk_nope_head_dim + base.qk_rope_head_dim, "qk_nope_head_dim + qk_rope_head_dim"),
-        ("value", Role.VALUE, base.v_head_dim, "v_head_dim"),
-    )
-    return tuple(
-        replace(latent, name=name, role=role, width=width, symbol=symbol, heads=base.n_heads, flop_per_pair=2 * width)
-        for name, role, width, symbol in widths
-    )
 
 
 def layout(request: Request, version: Version) -> LlamaCppLayout:

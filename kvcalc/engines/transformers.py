@@ -14,7 +14,17 @@ from kvcalc.architecture.attention import (
 )
 from kvcalc.architecture.formats import CACHE_FORMATS
 from kvcalc.architecture.slots import Window
-from kvcalc.engines.base import ChangedLayout, Engine, Known, Request, Rule, Version, attentions, check_format
+from kvcalc.engines.base import (
+    ChangedLayout,
+    Engine,
+    Known,
+    Request,
+    Rule,
+    Version,
+    attentions,
+    check_format,
+    full_heads,
+)
 from kvcalc.errors import UsageError
 
 _V3 = "transformers/models/deepseek_v3/modeling_deepseek_v3.py"
@@ -107,23 +117,11 @@ def _change(*, expanded: bool, sparse_expanded: bool, falcon: bool) -> Callable[
             )
         if isinstance(base, LatentAttention) and (expanded if base is attention else sparse_expanded):
             rest = tuple(component for component in components if component.role is Role.INDEX)
-            components = (*_expanded(base, components[0]), *rest)
+            components = (*full_heads(base, components[0]), *rest)
         kernel = getattr(attention, "conv_kernel", None)
         return tuple(_changed(component, attention, kernel, falcon) for component in components)
 
     return change
-
-
-def _expanded(base: LatentAttention, latent: Component) -> tuple[Component, ...]:
-    """Full keys and values of every head."""
-    widths = (
-        ("key", Role.KEY, base.qk_nope_head_dim + base.qk_rope_head_dim, "qk_nope_head_dim + qk_rope_head_dim"),
-        ("value", Role.VALUE, base.v_head_dim, "v_head_dim"),
-    )
-    return tuple(
-        replace(latent, name=name, role=role, width=width, symbol=symbol, heads=base.n_heads, flop_per_pair=2 * width)
-        for name, role, width, symbol in widths
-    )
 
 
 def _changed(component: Component, attention: Attention, kernel: int | None, falcon: bool) -> Component:

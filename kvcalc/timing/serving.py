@@ -50,16 +50,16 @@ def aggregated(
         alone = _step_time(step, rounded * step.parallelism.dp, gpu, calibrations)
     others = max(0.0, decoding - 1)
     share = others / output_tokens
-    waiting = f"; {asked - resident:,} of {asked:,} sequences wait for memory" if resident < asked else ""
+    waiting = f"{asked - resident:,} of {asked:,} sequences wait for memory" if resident < asked else None
     part = other_part(
         "other prefills",
-        f"{share:.3g} prompts a step{waiting}",
+        f"{share:.3g} prompts a step" + (f"; {waiting}" if waiting else ""),
         share * prefill.expected_s,
         "other decoding sequences / output tokens x time of a prompt",
         f"{others:.6f} sequences / {output_tokens} output tokens x {us(prefill.expected_s)}",
         "aggregated serving: prompts run on the GPUs that decode",
     )
-    return replace(alone, parts=(*alone.parts, part))
+    return replace(alone, parts=(*alone.parts, part), of=waiting)
 
 
 def decoding_sequences(resident: int, decode_s: float, prefill_s: float, output_tokens: int) -> float:

@@ -53,10 +53,15 @@ OTHER_LAUNCHES = {"embedding": 1}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTime:
-    """The expected time of a step. `unknown` says why there is none, where an attention is not calibrated."""
+    """The expected time of a step.
+
+    unknown  why there is none, where an attention is not calibrated
+    of       which sequences it is of, where not of all that were asked for
+    """
 
     parts: tuple[TimedPart, ...] = ()
     unknown: str | None = None
+    of: str | None = None
 
     @property
     def kernels(self) -> tuple[CalibratedKernel, ...]:
@@ -121,8 +126,11 @@ def _not_below(part: TimedPart, bounds: Mapping[tuple[str, str], float]) -> Time
     seconds = max(part.seconds, bound)
     if not seconds:
         return part
-    formula = part.formula if seconds == part.seconds else f"{seconds:.9g}"
-    return replace(part, seconds=seconds, low=max(part.low, bound / seconds), formula=formula)
+    part = replace(part, low=max(part.low, bound / seconds))
+    if seconds == part.seconds:
+        return part
+    symbols = f"held at the roofline, above the {part.seconds * 1e6:.6f} us of {part.symbols}"
+    return replace(part, seconds=seconds, symbols=symbols, formula=f"{seconds:.9g}")
 
 
 def _not_modelled(attention: Attention) -> str | None:
@@ -310,10 +318,17 @@ def _exchanges(step: Step, terms: Sequence[Term], layers: int, gpu: Gpu) -> Iter
         )
     if mix.dcp > 1 and step.phase == DECODE:
         for term in terms:
-            if term.of is not None:
+            if term.of is not None and _is_shared(term.of, step):
                 yield from _context_exchange(term, term.of, step, gpu)
     for term in experts if spread else ():
         yield from _expert_exchange(term, step, gpu)
+
+
+def _is_shared(attention: Attention, step: Step) -> bool:
+    """Whether ranks hold different tokens of a sequence under decode context parallelism; of a window, all hold all."""
+    mix, tokens = step.parallelism, step.workload.context_tokens
+    records = step.layout.records(attention, shards=mix.kv_shards)
+    return any(tokens_on_rank(record, tokens, mix.dcp) < tokens for record in records)
 
 
 def _context_exchange(term: Term, attention: Attention, step: Step, gpu: Gpu) -> Iterator[TimedPart]:

@@ -3,7 +3,7 @@
 import pytest
 
 from kvcalc import load_gpu
-from kvcalc.timing.exchange import all_gather_s, all_reduce_s, all_to_all_s, link_bytes_per_s, ranks_reached
+from kvcalc.timing.exchange import all_gather_s, all_reduce_s, all_to_all_s, link_bytes_per_s, link_name, ranks_reached
 
 H200, GB200, L40S = load_gpu("h200-sxm-141gb"), load_gpu("gb200-186gb"), load_gpu("l40s")
 TIMES = [all_reduce_s, all_to_all_s, all_gather_s]
@@ -67,3 +67,8 @@ def test_a_token_reaches_no_more_ranks_than_it_has_experts():
     assert ranks_reached(8, 1) == pytest.approx(1)
     assert ranks_reached(8, 8) == pytest.approx(5.251, abs=1e-3)
     assert ranks_reached(8, 1000) == pytest.approx(8)
+
+
+def test_the_link_that_is_used_is_named():
+    assert link_name(H200, 8) == H200.link.type
+    assert link_name(H200, 16) == link_name(L40S, 2) == "PCIe"

@@ -50,6 +50,7 @@ def test_what_memory_does_not_hold_waits_and_adds_no_time():
     few, many = served(64, "trtllm", 7373, 4608), served(128, "trtllm", 7373, 4608)
     assert many.expected_s == pytest.approx(few.expected_s, rel=0.01)
     assert "of 128 sequences wait for memory" in many.parts[-1].detail
+    assert many.of is not None and many.of in many.parts[-1].detail
 
 
 def test_an_engine_that_reserves_all_tokens_runs_fewer_sequences():

@@ -9,8 +9,8 @@ from kvcalc.errors import UsageError
 from kvcalc.profiling.kernels.base import Kernel, Missing, Output
 
 KERNELS: dict[str, str] = {
-    "torch-sdpa": "kvcalc.profiling.kernels.torch_sdpa:TorchSdpa",
     "native-decode": "kvcalc.profiling.kernels.native_decode:NativeDecode",
+    "torch-sdpa": "kvcalc.profiling.kernels.torch_sdpa:TorchSdpa",
     "torch-absorbed": "kvcalc.profiling.kernels.torch_absorbed:TorchAbsorbed",
     "torch-expanded": "kvcalc.profiling.kernels.torch_expanded:TorchExpanded",
     "triton-mla": "kvcalc.profiling.kernels.triton_mla:TritonMla",

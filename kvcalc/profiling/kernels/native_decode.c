@@ -263,8 +263,8 @@ static void find_rows(const struct work *w, const int32_t *place, int first, int
     }
 }
 
-/* Tokens of a tile. With few rows memory sets the pace, and a tile has to fit the first-level cache beside the next;
-   many rows move more of their own outputs, once for each tile, than of the cache. */
+/* Tokens of a tile. With few rows memory sets the pace, and a tile has to stay in the first-level cache (32 KiB and
+   more) until its values are read; many rows move more of their own outputs, once for each tile, than of the cache. */
 static int tile_tokens(const struct work *w) {
     const int bytes = (w->key_width + (w->v ? w->value_width : 0)) * 4;
     const int tokens = (w->rows < 8 ? 18 << 10 : w->rows <= 16 ? 36 << 10 : 72 << 10) / bytes;

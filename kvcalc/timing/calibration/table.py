@@ -131,18 +131,21 @@ class _Rows:
         seconds = self._parse("latency_us", _positive, np.nan) * 1e-6 if "latency_us" in self.cells else None
         mla = kind == KINDS.index("mla")
         heads = numbers["n_heads"]
-        self._need(~np.isnan(heads), "n_heads is missing")
-        self._need(~np.isnan(numbers["batch"]), "batch is missing")
-        self._need(~np.isnan(numbers["context_tokens"]), "context_tokens is missing")
+        self._need(~np.isnan(heads), "n_heads is missing or 0")
+        self._need(~np.isnan(numbers["batch"]), "batch is missing or 0")
+        self._need(~np.isnan(numbers["context_tokens"]), "context_tokens is missing or 0")
         self._need(~mla | ~np.isnan(numbers["kv_lora_rank"]), "mla needs kv_lora_rank")
         self._need(~mla | ~np.isnan(numbers["qk_rope_head_dim"]), "mla needs qk_rope_head_dim")
-        self._need(mla | ~np.isnan(numbers["head_dim"]), "head_dim is missing")
+        self._need(mla | ~np.isnan(numbers["head_dim"]), "head_dim is missing or 0")
         if seconds is not None:
             self._need(~np.isnan(seconds), "latency_us is missing")
         kv_heads = self._kv_heads(kind, heads, numbers["n_kv_heads"])
         context, query = numbers["context_tokens"], numbers["query_tokens"]
         self._need(query <= context, "query_tokens is above context_tokens")
-        window = (numbers["window_tokens"] > 0) & (numbers["window_tokens"] + query - 1 < context) & ~mla
+        self._need(
+            ~(mla & (numbers["window_tokens"] > 0)), "a window over mla is not modelled; leave window_tokens out"
+        )
+        window = (numbers["window_tokens"] > 0) & (numbers["window_tokens"] + query - 1 < context)
         self._need(~(numbers["head_dim"] >= MAX_WIDTH), f"head_dim is {MAX_WIDTH} or more")
         self._need(~(numbers["kv_lora_rank"] >= MAX_WIDTH), f"kv_lora_rank is {MAX_WIDTH} or more")
         self._need(~(numbers["qk_rope_head_dim"] >= MAX_WIDTH), f"qk_rope_head_dim is {MAX_WIDTH} or more")
