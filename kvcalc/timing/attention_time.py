@@ -281,13 +281,10 @@ def attention_time(
         floor_s = most(on_sm(blocks) * block_matrix_s, stream_s)
         return norm(block_memory_s * blocks, floor_s, values["tile_overlap"], ops)
 
-    items, full_tile_s = work.items, tile_s(work.tiles.busy)
-    items_s, tiles_s = items.full * item_s(items.busy), work.tiles.full * full_tile_s
-    if not isinstance(items.last, float) or items.last:
-        items_s = items_s + items.last * item_s(items.rest)
-    if not isinstance(work.tiles.last, float) or work.tiles.last:
-        tiles_s = tiles_s + work.tiles.last * tile_s(work.tiles.rest)
-    matrix_share = least(1.0, on_sm(work.tiles.busy) * block_matrix_s / full_tile_s)
+    items, tiles, full_tile_s = work.items, work.tiles, tile_s(work.tiles.busy)
+    items_s = items.full * item_s(items.busy) + items.last * item_s(items.rest)
+    tiles_s = tiles.full * full_tile_s + tiles.last * tile_s(tiles.rest)
+    matrix_share = least(1.0, on_sm(tiles.busy) * block_matrix_s / full_tile_s)
     tiles_s = tiles_s * (1 + values["throttle"] * matrix_share * matrix_share * tiles_s / (tiles_s + THROTTLE_S))
     combine_s = where(
         work.split,
@@ -307,7 +304,7 @@ def attention_time(
         overlapped_s=norm(items_s, tiles_s, values["item_overlap"], ops) - items_s - tiles_s,
         cold_s=values["cold_s"] * (1 - warm),
         combine_s=combine_s,
-        memory_share=least(1.0, block_memory_s * work.tiles.busy / full_tile_s),
+        memory_share=least(1.0, block_memory_s * tiles.busy / full_tile_s),
         matrix_share=matrix_share,
     )
 
