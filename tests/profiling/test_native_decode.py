@@ -1,7 +1,7 @@
 """native-decode: right in every shape and format, on every kind of vector unit; where it is not built, a reason."""
 
 import platform
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given, settings
@@ -96,8 +96,10 @@ def test_it_is_right_with_narrower_vectors(target, monkeypatch, fresh_build):
     if target == "x86-64-v3" and not torch.cpu._is_avx2_supported():
         pytest.skip("this CPU has no AVX2")
     monkeypatch.setattr(native_build, "FOR_THIS_CPU", (f"-march={target}",))
-    for attention in ATTENTIONS.values():
-        result = judged(Case(attention=attention, phase="decode", dtype="fp32", **RAGGED))
+    for attention, query_tokens in product(ATTENTIONS.values(), (1, 3)):
+        result = judged(
+            Case(attention=attention, phase="decode", dtype="fp32", **RAGGED | {"query_tokens": query_tokens})
+        )
         assert result.passed, result.reason
 
 

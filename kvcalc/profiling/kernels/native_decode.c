@@ -5,9 +5,10 @@
        scores   S[t][r] = q[r] . k[t]       lanes along W, R x T accumulators in registers, summed over lanes at the end
        softmax  peak, rescale, exp2, sum    lanes along r: the scores of a token lie side by side
        values   O[r] += S[t][r] v[t]        lanes along Z, R x D accumulators
-   while the next tile is prefetched. A tile is read from memory once, for all rows; MLA's values are the first Z
-   elements of its keys. Formats narrower than fp32 are widened a tile at a time. Whoever ends a unit's last piece
-   combines them.
+   A tile is read from memory once, for all rows, and memory is to be busy all the time: few rows score their tokens in
+   the order of memory and fetch those some tokens ahead, many rows fetch the next tile while they compute. MLA's values
+   are the first Z elements of its keys. Formats narrower than fp32 are widened first. Whoever ends a unit's last piece
+   combines them. What a thread writes often lies in its own room: two cores that write to one line wait for each other.
 
    Flash-Decoding: Dao, Haziza, Massa, Sizov, 2023; online softmax: arXiv 1805.02867; blocks: arXiv 2205.14135. */
 
@@ -27,6 +28,7 @@
 #define ROWS 4
 #endif
 #define TILE 64 /* tokens, at most */
+#define AHEAD 6 /* tokens that a key is fetched before it is needed */
 #define LINE 64 /* bytes */
 #define INLINE static inline __attribute__((always_inline))
 #define SHUFFLE __builtin_shufflevector
@@ -66,6 +68,8 @@ INLINE row_vec choose(row_int condition, row_vec yes, row_vec no) {
 }
 
 INLINE row_vec larger(row_vec a, row_vec b) { return choose(a > b, a, b); }
+
+INLINE int at_most(int a, int b) { return a < b ? a : b; }
 
 /* 2^x for x <= 0, to 2 ulps; 0 below the smallest normal number, NaN for NaN. */
 INLINE row_vec exp2_of(row_vec x) {
@@ -135,6 +139,10 @@ INLINE row_vec sums_over_lanes(int rows, const vec *in) {
 #endif
 }
 
+INLINE void fetch(const char *row, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(row + i, 0, 3);
+}
+
 /* --- a block of R query rows and a tile of tokens ----------------------------------------------------------------- */
 
 struct tile {
@@ -160,21 +168,22 @@ INLINE void scores_of(int rows, int tokens, const float *q, const float *const *
     UNROLL for (int t = 0; t < tokens; t++) *(row_vec *)(s + t * ROWS) = sums_over_lanes(rows, sum[t]);
 }
 
-/* S[0] = q . k for one row: token after token, as they lie in memory, which then comes faster. */
-INLINE void score_of_one(const float *q, const float *k, int width, float *s) {
-    vec sum[4] = {{0}};
-    int i = 0;
-    for (; i + 4 * LANES <= width; i += 4 * LANES) {
-        UNROLL for (int j = i; j < i + 4 * LANES; j += LANES)
-            sum[(j - i) / LANES] += *(const vec *)(q + j) * *(const vec *)(k + j);
+/* S[0][r] = q[r] . k while the cache's row `ahead` is fetched: tokens one after the other, as they lie in memory, come
+   faster than when a core reads from several places. */
+INLINE void scores_streaming(int rows, const float *q, const float *k, int width, float *s, const char *ahead) {
+    vec sum[ROWS];
+    UNROLL for (int r = 0; r < rows; r++) sum[r] = (vec){0};
+    for (int i = 0; i < width; i += LANES) {
+        __builtin_prefetch(ahead + i * sizeof(float), 0, 3);
+        vec key = *(const vec *)(k + i);
+        UNROLL for (int r = 0; r < rows; r++) sum[r] += *(const vec *)(q + (int64_t)r * width + i) * key;
     }
-    for (; i < width; i += LANES) sum[0] += *(const vec *)(q + i) * *(const vec *)(k + i);
-    vec one[ROWS] = {(sum[0] + sum[1]) + (sum[2] + sum[3])};
-    *(row_vec *)s = sums_over_lanes(1, one);
+    *(row_vec *)s = sums_over_lanes(rows, sum);
 }
 
-/* O[r] += S[t][r] v[t] for D vectors of the width, from element `at` on. */
-INLINE void values_of(int rows, int vectors, const float *s, const struct tile *tile, float *o, int width, int at) {
+/* O[r] += S[t][r] v[t] for D vectors of the width, from element `at` on; scores of a token lie `step` apart. */
+INLINE void values_of(int rows, int vectors, int step, const float *s, const struct tile *tile, float *o, int width,
+                      int at) {
     vec sum[ROWS][8];
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int d = 0; d < vectors; d++) sum[r][d] = *(const vec *)(o + (int64_t)r * width + at + d * LANES);
@@ -183,7 +192,7 @@ INLINE void values_of(int rows, int vectors, const float *s, const struct tile *
         vec value[8];
         UNROLL for (int d = 0; d < vectors; d++) value[d] = *(const vec *)(tile->v[t] + at + d * LANES);
         UNROLL for (int r = 0; r < rows; r++) {
-            UNROLL for (int d = 0; d < vectors; d++) sum[r][d] += s[t * ROWS + r] * value[d];
+            UNROLL for (int d = 0; d < vectors; d++) sum[r][d] += s[t * step + r] * value[d];
         }
     }
     UNROLL for (int r = 0; r < rows; r++) {
@@ -191,31 +200,36 @@ INLINE void values_of(int rows, int vectors, const float *s, const struct tile *
     }
 }
 
-INLINE void prefetch(const struct work *w, const struct tile *tile, int from, int to) {
+/* Rows of the tile that follows. */
+INLINE void fetch_next(const struct work *w, const struct tile *tile, int from, int to) {
     for (int t = from; t < to && t < tile->next_n; t++) {
-        for (int64_t i = 0; i < (int64_t)w->key_width * BYTES[w->format]; i += LINE)
-            __builtin_prefetch(tile->next_k[t] + i, 0, 3);
-        if (w->v)
-            for (int64_t i = 0; i < (int64_t)w->value_width * BYTES[w->format]; i += LINE)
-                __builtin_prefetch(tile->next_v[t] + i, 0, 3);
+        fetch(tile->next_k[t], (int64_t)w->key_width * BYTES[w->format]);
+        if (w->v) fetch(tile->next_v[t], (int64_t)w->value_width * BYTES[w->format]);
     }
 }
 
+/* A key of a tile in fp32 or of the next, or the last that is known. */
+INLINE const char *key_at(const struct tile *tile, int t) {
+    t = at_most(t, tile->n + tile->next_n - 1);
+    return t < tile->n ? (const char *)tile->k[t] : tile->next_k[t - tile->n];
+}
+
 /* R rows attend a tile; o, peak and sum are their outputs, peaks and sums so far, s is room for scores. The first rows
-   prefetch the next tile: half of it between scores, half between values, since memory is to be busy all the time. */
+   bring tokens from memory: few stream them, many fetch the next tile, half between scores and half between values. */
 INLINE void attend(int rows, int tokens, int vectors, const struct work *w, const struct tile *tile, int is_first,
                    const float *q, const int32_t *attended, float *s, float *o, float *peak, float *sum) {
     const int n = tile->n, width = w->value_width;
+    const int streams = is_first && rows < 8 && w->format == FP32, fetches = is_first && !streams;
     int t = 0;
-    for (; rows == 1 && t < n; t++) {
-        score_of_one(q, tile->k[t], w->key_width, s + t * ROWS);
-        if (is_first) prefetch(w, tile, t / 2, (t + 1) / 2);
+    for (; streams && t < n; t++) {
+        if (w->v) fetch((const char *)tile->v[t], width * sizeof(float));
+        scores_streaming(rows, q, tile->k[t], w->key_width, s + t * ROWS, key_at(tile, t + AHEAD));
     }
     for (; t + tokens <= n; t += tokens) {
         scores_of(rows, tokens, q, tile->k + t, w->key_width, s + t * ROWS);
-        if (is_first) prefetch(w, tile, t / 2, (t + tokens) / 2);
+        if (fetches) fetch_next(w, tile, t / 2, (t + tokens) / 2);
     }
-    if (is_first) prefetch(w, tile, t / 2, n / 2);
+    if (fetches) fetch_next(w, tile, t / 2, n / 2);
     for (; t < n; t++) scores_of(rows, 1, q, tile->k + t, w->key_width, s + t * ROWS);
 
     row_vec before = {0}, total = {0};
@@ -239,11 +253,11 @@ INLINE void attend(int rows, int tokens, int vectors, const struct work *w, cons
     }
     int at = 0;
     for (; at + vectors * LANES <= width; at += vectors * LANES) {
-        values_of(rows, vectors, s, tile, o, width, at);
-        if (is_first)
-            prefetch(w, tile, n / 2 + at * (n - n / 2) / width, n / 2 + (at + vectors * LANES) * (n - n / 2) / width);
+        values_of(rows, vectors, ROWS, s, tile, o, width, at);
+        if (fetches)
+            fetch_next(w, tile, n / 2 + at * (n - n / 2) / width, n / 2 + (at + vectors * LANES) * (n - n / 2) / width);
     }
-    for (; at < width; at += LANES) values_of(rows, 1, s, tile, o, width, at);
+    for (; at < width; at += LANES) values_of(rows, 1, ROWS, s, tile, o, width, at);
 }
 
 /* --- pieces ------------------------------------------------------------------------------------------------------- */
@@ -264,21 +278,83 @@ static void find_rows(const struct work *w, const int32_t *place, int first, int
 }
 
 /* Tokens of a tile. With few rows memory sets the pace, and a tile has to stay in the first-level cache (32 KiB and
-   more) until its values are read; many rows move more of their own outputs, once for each tile, than of the cache. */
+   more) until its values are read; many rows move more of their own outputs, once for each tile, than of the cache.
+   Multiples of 8 end where pages do. */
 static int tile_tokens(const struct work *w) {
     const int bytes = (w->key_width + (w->v ? w->value_width : 0)) * 4;
-    const int tokens = (w->rows < 8 ? 18 << 10 : w->rows <= 16 ? 36 << 10 : 72 << 10) / bytes;
-    return tokens < 4 ? 4 : tokens > TILE ? TILE : tokens;
+    const int tokens = (w->rows < 16 ? 36 << 10 : 72 << 10) / bytes / 8 * 8;
+    return tokens < 8 ? 8 : tokens > TILE ? TILE : tokens;
 }
 
-static int at_most(int a, int b) { return a < b ? a : b; }
+/* q . k in the lanes of a vector, while the cache's row `ahead` is fetched. */
+INLINE vec lanes_of_score(const float *q, const float *k, int width, const char *ahead, int bytes) {
+    vec sum[4] = {{0}};
+    int i = 0;
+    for (; i + 4 * LANES <= width; i += 4 * LANES) {
+        UNROLL for (int j = i; j < i + 4 * LANES; j += LANES) {
+            __builtin_prefetch(ahead + j * bytes, 0, 3);
+            sum[(j - i) / LANES] += *(const vec *)(q + j) * *(const vec *)(k + j);
+        }
+    }
+    for (; i < width; i += LANES) {
+        __builtin_prefetch(ahead + i * bytes, 0, 3);
+        sum[0] += *(const vec *)(q + i) * *(const vec *)(k + i);
+    }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* A piece of a single row: its scores lie side by side, and a vector of them is softened at a time. */
+INLINE void run_piece_of_one(int format, const struct work *w, int piece, float *room) {
+    const int unit = w->pieces[3 * piece], W = w->key_width, Z = w->value_width, size = tile_tokens(w);
+    const int end = at_most(w->pieces[3 * piece + 2], w->attended[unit]), bytes = format == FP32 ? 4 : BYTES[format];
+    const float *q = w->q + (int64_t)unit * W;
+    float *o = w->partial + (int64_t)piece * Z, *s = room, *wide = room + TILE * ROWS, peak = -1e30f, sum = 0.0f;
+    const char *k[TILE + AHEAD], *v[TILE + AHEAD];
+    struct tile tile;
+    memset(o, 0, sizeof(float) * Z);
+    for (int first = w->pieces[3 * piece + 1], n; first < end; first += n) {
+        const int known = at_most(size + AHEAD, end - first);
+        tile.n = n = at_most(size, end - first);
+        find_rows(w, w->unit_place + 2 * unit, first, known, k, v);
+        float top = peak;
+        for (int t = 0; t < n;) {
+            row_vec *scores = (row_vec *)(s + t);
+            vec lanes[ROWS] = {{0}};
+            const int from = t, to = at_most(from + ROWS, n);
+            for (; t < to; t++) {
+                float *key = wide + (int64_t)t * (W + Z);
+                if (w->v) fetch(v[t], Z * bytes);
+                if (format != FP32) widen(format, k[t], key, W);
+                tile.k[t] = format == FP32 ? (const float *)k[t] : key;
+                tile.v[t] = !w->v ? tile.k[t] : format == FP32 ? (const float *)v[t] : key + W;
+                lanes[t - from] = lanes_of_score(q, tile.k[t], W, k[at_most(t + AHEAD, known - 1)], bytes);
+            }
+            *scores = sums_over_lanes(ROWS, lanes) * w->score_scale;
+            for (int i = from; i < to; i++) top = s[i] > top ? s[i] : top;
+        }
+        if (top > peak) {
+            const float fade = exp2f(peak - top);
+            for (int i = 0; i < Z; i++) o[i] *= fade;
+            sum *= fade, peak = top;
+        }
+        for (int t = 0; t < n; t += ROWS) *(row_vec *)(s + t) = exp2_of(*(row_vec *)(s + t) - peak);
+        for (int t = 0; t < n; t++) {
+            sum += s[t];
+            if (w->v && format != FP32) widen(format, v[t], wide + (int64_t)t * (W + Z) + W, Z);
+        }
+        int at = 0;
+        for (; at + 8 * LANES <= Z; at += 8 * LANES) values_of(1, 8, 1, s, &tile, o, Z, at);
+        for (; at < Z; at += LANES) values_of(1, 1, 1, s, &tile, o, Z, at);
+    }
+    w->peaks[piece] = peak, w->sums[piece] = sum;
+}
 
 static void run_piece(const struct work *w, int piece, float *room) {
     const int unit = w->pieces[3 * piece], end = w->pieces[3 * piece + 2], M = w->rows, size = tile_tokens(w);
     const int32_t *place = w->unit_place + 2 * unit, *attended = w->attended + (int64_t)unit * M;
     const float *q = w->q + (int64_t)unit * M * w->key_width;
     float *o = w->partial + (int64_t)piece * M * w->value_width, *s = room, *wide = room + TILE * ROWS;
-    float *peak = w->peaks + (int64_t)piece * M, *sum = w->sums + (int64_t)piece * M;
+    float *peak = wide + (int64_t)TILE * (w->key_width + w->value_width), *sum = peak + M;
     struct tile tile;
     memset(o, 0, sizeof(float) * M * w->value_width);
     memset(sum, 0, sizeof(float) * M);
@@ -309,6 +385,8 @@ static void run_piece(const struct work *w, int piece, float *room) {
             else ATTEND(1, 8, 8);
         }
     }
+    memcpy(w->peaks + (int64_t)piece * M, peak, sizeof(float) * M);
+    memcpy(w->sums + (int64_t)piece * M, sum, sizeof(float) * M);
 }
 
 /* Outputs and natural-log sums of a unit from its pieces; 0 and -inf for a row that attends nothing. */
@@ -329,15 +407,18 @@ static void combine(const struct work *w, int unit) {
     }
 }
 
-/* Floats of room that a thread needs. */
+/* Floats of room that a thread needs, in whole lines of its own. */
 int64_t room_floats(const struct work *w) {
-    return TILE * ROWS + (int64_t)TILE * (w->key_width + w->value_width);
+    const int64_t floats = TILE * ROWS + (int64_t)TILE * (w->key_width + w->value_width) + 2 * w->rows;
+    return (floats + 2 * LINE / 4) / (LINE / 4) * (LINE / 4);
 }
 
 /* What one thread does: pieces until none are left. */
 void decode(const struct work *w, float *room) {
     for (int piece; (piece = atomic_fetch_add(w->next, 1)) < w->n_pieces;) {
-        run_piece(w, piece, room);
+        if (w->rows > 1) run_piece(w, piece, room);
+        else if (w->format == FP32) run_piece_of_one(FP32, w, piece, room);
+        else run_piece_of_one(w->format, w, piece, room);
         const int unit = w->pieces[3 * piece];
         if (atomic_fetch_sub(w->waiting + unit, 1) == 1) combine(w, unit);
     }

@@ -121,7 +121,7 @@ class NativeDecode:
     def workspace_bytes(self, case: Case, device: torch.device) -> int:
         rows = case.batch * case.query_tokens * case.n_heads
         threads: int = torch.get_num_threads()
-        rooms = threads * TILE_TOKENS * 4 * (sum(_widths(case)) + WIDTH_STEP)
+        rooms = 4 * threads * (TILE_TOKENS * (sum(_widths(case)) + WIDTH_STEP) + 2 * rows)
         return self._partial_bytes(case) + rooms + 4 * rows * sum(_widths(case)) + 2 * case.query_output_bytes
 
     def _partial_bytes(self, case: Case) -> int:
