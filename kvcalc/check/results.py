@@ -282,7 +282,7 @@ def _samples(part: Part, ceilings: Part) -> Samples | None:
     }
     fraction, ceiling = rates.get(bound, ("", None))
     suspect = part.get("suspect").shown()
-    contended = "other processes used the machine all along" if part.get("contended").value is True else None
+    contended = "others used the machine all along" if part.get("contended").value is True else None
     return Samples(
         seconds=tuple(values),
         processes=tuple(processes),

@@ -226,7 +226,7 @@ def _marks(results: "Results") -> list[Block]:
     if any(results.suspect(each) for each in results.timed):
         lines.append("* above a measured ceiling: not to be believed")
     if any(each.timing is not None and each.timing.contended for each in results.timed):
-        lines.append("~ other processes used the CPU all along: slower than it is")
+        lines.append("~ others used the CPU or its memory all along: slower than it is")
     return [Lines(title="", lines=lines)] if lines else []
 
 

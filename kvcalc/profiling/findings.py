@@ -62,8 +62,8 @@ def _contention(results: Results) -> Iterator[str]:
     contended = [each for each in results.timed if _contended(each)]
     if contended:
         yield (
-            f"other processes used the CPU all along in {len(contended)} of {len(results.timed)} cases: their times are"
-            " upper bounds, and what follows from them holds no further"
+            f"others used the CPU or its memory all along in {len(contended)} of {len(results.timed)} cases: their"
+            " times are upper bounds, and what follows from them holds no further"
         )
 
 
@@ -178,6 +178,6 @@ def _noise(results: Results) -> Iterator[str]:
     sentence = f"noise: p20 to p80 spans {spread:.1%} of the median (median of {len(timings)} cases)"
     if retaken:
         sentence += (
-            f"; other processes used the CPU during {retaken} samples, which count only where there are no others"
+            f"; others used the CPU or its memory during {retaken} samples, which count only where there are no others"
         )
     yield sentence

@@ -214,7 +214,7 @@ class _Runner:
         for warning in measured.conditions.warnings:
             self.results.warn(f"{warning}: see telemetry of the cases")
         if measured.timing is not None and measured.timing.contended:
-            self.results.warn("other processes used the CPU all along: some medians are of contended samples")
+            self.results.warn("others used the CPU or its memory all along: some medians are of contended samples")
 
     def _work(self, name: str, case: Case) -> Work:
         key = (name, case.id)

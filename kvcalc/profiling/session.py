@@ -49,8 +49,9 @@ class Session:
         return int(machine.free_bytes(self.device) * MEMORY_SHARE)
 
     def flush_bytes(self, case: Case) -> int:
-        """What keeping the caches cold takes for a case."""
-        return 0 if case.cache_read_bytes >= self.cooler.enough_bytes else self.cooler.enough_bytes
+        """What keeping the caches cold, and on a CPU watching its memory, takes for a case."""
+        evicts_itself = self.kind == "cuda" and case.cache_read_bytes >= self.cooler.enough_bytes
+        return 0 if evicts_itself else self.cooler.enough_bytes
 
     def time(self, call: Call, *, working_set_bytes: int, rule: Rule) -> tuple[Timing, str | None]:
         """Time a call with cold caches; with a note where it could not be timed in the best way."""
@@ -59,13 +60,17 @@ class Session:
             from kvcalc.profiling.measure.cuda_clock import measure_on_cuda
 
             return measure_on_cuda(call, flush=cold.flush, cold_cache=cold.words, rule=rule)
-        clock = CpuClock(threads=self.threads, flush=cold.flush, cold_cache=cold.words)
+        clock = CpuClock(
+            threads=self.threads, flush=cold.flush, cold_cache=cold.words, memory_share=self.cooler.memory_share
+        )
         return measure(call, clock=clock, rule=rule), None
 
     def measure_ceilings(self, dtype: str) -> None:
         """All of them; a format's matrix products with fp32 beside it where it may be widened to it."""
         self.ceilings.measure((dtype,))
         self.probes.release()
+        if self.kind == "cpu":
+            self.cooler.memory_share()
 
     def between_cases(self, dtype: str) -> None:
         """A CPU's neighbours come and go, and its ceilings with them."""

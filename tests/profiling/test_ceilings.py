@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'kvcalc[profile]'")
 
-from kvcalc.profiling.measure import machine  # noqa: E402
+from kvcalc.profiling.measure import cold, machine  # noqa: E402
 from kvcalc.profiling.measure.ceilings import Ceilings  # noqa: E402
 from kvcalc.profiling.measure.cold import Cooler  # noqa: E402
 from kvcalc.profiling.measure.probes import TorchProbes  # noqa: E402
@@ -176,12 +176,22 @@ def test_the_read_kernel_reads_everything_in_wide_loads(script, interpret, tmp_p
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_caches_are_cold_by_size_or_by_reading_a_buffer():
+def test_caches_are_cold_by_size_or_by_reading_a_buffer(monkeypatch):
     cooler = Cooler(torch.device("cpu"), 1 << 16)
     assert cooler.for_working_set(5 << 16).flush is None
-    cold = cooler.for_working_set((5 << 16) - 1)
-    assert float(cold.flush()) == (5 << 16) // 4
-    assert "read before each sample" in cold.words
+    flushed, read = cooler.for_working_set((5 << 16) - 1), []
+    monkeypatch.setattr(torch.Tensor, "sum", lambda tensor: read.append(tensor.numel()))
+    flushed.flush()
+    assert sum(read) == (5 << 16) // 4
+    assert "read before each sample" in flushed.words
+
+
+def test_memory_share_is_of_the_fastest_read_so_far(monkeypatch):
+    cooler, now_s = Cooler(torch.device("cpu"), 1 << 16), [0.0]
+    took_s = iter((2, 3, 3, 1, 4, 4, 4, 3, 2))
+    monkeypatch.setattr(cooler, "read", lambda: now_s.__setitem__(0, now_s[0] + next(took_s)))
+    monkeypatch.setattr(cold.time, "perf_counter", lambda: now_s[0])
+    assert [cooler.memory_share() for _ in range(3)] == [1.0, 1.0, 0.5]
 
 
 def test_threads_of_one_core_count_once(tmp_path):

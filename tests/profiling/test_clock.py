@@ -185,3 +185,12 @@ def test_quantiles_are_interpolated():
 def test_percentiles_are_ordered_and_within_the_samples(values):
     timing = Timing(clock="", cold_cache="", samples=tuple(Sample(seconds=value) for value in values))
     assert min(values) <= timing.p20_s <= timing.median_s <= timing.p80_s <= max(values)
+
+
+@pytest.mark.parametrize(("share", "contended"), [(1.0, False), (0.67, False), (0.66, True), (0.5, True)])
+def test_slow_memory_before_or_after_a_block_is_contention(share, contended):
+    for shares in ((share, 1.0), (1.0, share)):
+        machine, told = FakeMachine(call_s=0.004), iter((*shares, 1.0))
+        with machine.clock(memory_share=lambda told=told: next(told)).ready(machine.call) as take:
+            assert take(3).contended is contended
+            assert take(3).contended is (contended and shares[1] == share)  # after one block is before the next

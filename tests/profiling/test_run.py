@@ -174,8 +174,9 @@ def test_fresh_processes_put_their_samples_together(monkeypatch):
     found = results.to_json()
     assert found["processes"] == 2
     assert saved[0] == 2
-    for case in found["cases"]:
-        assert set(case["samples_process"]) == {0, 1}
+    for measured, case in zip(results.timed, found["cases"], strict=True):
+        assert {sample.process for sample in measured.timing.samples} == {0, 1}
+        assert case["samples_process"] == [sample.process for sample in measured.timing.counted]
         assert len(case["samples_process"]) == len(case["samples_s"])
     assert found["skipped"] == []
 

@@ -6,16 +6,17 @@
 
 What is timed is the whole operator: everything that `call` launches, a combine of partial results included. Each clock
 says how it kept the caches cold. Clocks: CUDA graph, CUDA events (both in `cuda_clock.py`) and the CPU's, which knows
-too whether others used the cores meanwhile: a block of samples is contended where the cores' busy time less this
-process's own is 10 % or more of what the measured threads had. Contended samples are taken again, counted, and kept
-marked.
+too whether others used the machine meanwhile. A block of samples is contended where the cores' busy time less this
+process's own is 10 % or more of what the measured threads had, or where memory, read just before or just after it,
+gives less than two thirds of what it can: a neighbour takes its share, or a hypervisor has put both cores behind
+one link to it. Contended samples are taken again, counted, and kept marked.
 """
 
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +25,7 @@ Call = Callable[[], Any]
 CONTENTION_LIMIT = 0.10
 CONTENTION_WINDOW_S = 0.2
 """Busy time is counted in ticks of 10 ms, so a share of 10 % can't be told in less than about this."""
-SETTLE_S = 0.01
-"""Threads of the flush spin for some milliseconds after it, on cores that the call needs."""
+LEAST_MEMORY_SHARE = 2 / 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,15 +43,18 @@ class Block:
 
     wall_s        how long that took, flushes included; None where it took no longer than the samples
     others_share  share of the threads' time that others had meanwhile; None where nobody tells
+    memory_share  the least share of the memory's bandwidth that was to be had around it; None where nobody tells
     """
 
     seconds: tuple[float, ...]
     wall_s: float | None = None
     others_share: float | None = None
+    memory_share: float | None = None
 
     @property
     def contended(self) -> bool:
-        return self.others_share is not None and self.others_share >= CONTENTION_LIMIT
+        others_had_cores = self.others_share is not None and self.others_share >= CONTENTION_LIMIT
+        return others_had_cores or (self.memory_share is not None and self.memory_share < LEAST_MEMORY_SHARE)
 
 
 class Clock(Protocol):
@@ -228,7 +231,7 @@ class CpuClock:
 
     now, own_s, busy_s  the wall clock, the CPU time of this process and the busy time of the cores that it may use, in
                         seconds; busy_s gives None where nobody tells
-    settle              waits so many seconds
+    memory_share        reads from memory, and gives the share of its bandwidth that was to be had
     """
 
     threads: int
@@ -237,12 +240,22 @@ class CpuClock:
     now: Callable[[], float] = time.perf_counter
     own_s: Callable[[], float] = time.process_time
     busy_s: Callable[[], float | None] = busy_seconds
-    settle: Callable[[float], None] = time.sleep
+    memory_share: Callable[[], float] | None = None
     name: str = "cpu"
 
     @contextmanager
     def ready(self, call: Call) -> Iterator[Callable[[int], Block]]:
-        yield lambda count: self._take(call, count)
+        share = self.memory_share() if self.memory_share else None
+
+        def take(count: int) -> Block:
+            nonlocal share
+            before, block = share, self._take(call, count)
+            if self.memory_share is None or before is None:
+                return block
+            share = self.memory_share()
+            return replace(block, memory_share=min(before, share))
+
+        yield take
 
     def _take(self, call: Call, count: int) -> Block:
         """`count` timed calls; untimed ones fill the window in which contention can be told."""
@@ -251,7 +264,6 @@ class CpuClock:
         for _ in range(count):
             if self.flush is not None:
                 self.flush()
-                self.settle(SETTLE_S)
             begin_s = self.now()
             call()
             seconds.append(self.now() - begin_s)

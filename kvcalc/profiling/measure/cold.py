@@ -1,16 +1,21 @@
 """Cold caches: a decode step finds its cache in memory, so a timed call must not find it in the last-level cache.
 
 A working set of at least five times the last-level cache evicts itself. A smaller one is evicted before each sample by
-reading a buffer that large; reading, since written lines would have to go back to memory while the clock runs.
+reading a buffer that large; reading, since written lines would have to go back to memory while the clock runs. On a CPU
+the cores read it that run the kernels next, and not torch's own threads: those would spin for some milliseconds after.
 """
 
+import time
 from dataclasses import dataclass
 
 import torch
 
+from kvcalc.profiling.kernels import workers
 from kvcalc.profiling.measure.clock import Call
 
 TIMES_CACHE = 5
+READ_TIMES = 3
+"""The fastest of so many reads tells what memory gives."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +37,7 @@ class Cooler:
         self.device = device
         self.last_level_cache_bytes = last_level_cache_bytes
         self._buffer: torch.Tensor | None = None
+        self._fastest_read_s = float("inf")
 
     @property
     def enough_bytes(self) -> int:
@@ -41,8 +47,27 @@ class Cooler:
         cache = f"last-level cache of {self.last_level_cache_bytes / 2**20:,.0f} MiB"
         if working_set_bytes >= self.enough_bytes:
             return Cold(flush=None, words=f"working set of {TIMES_CACHE} times the {cache} or more")
+        return Cold(flush=self.read, words=f"{TIMES_CACHE} times the {cache} read before each sample")
+
+    def read(self) -> None:
+        """Read the whole buffer."""
         buffer = self._flush_buffer()
-        return Cold(flush=buffer.sum, words=f"{TIMES_CACHE} times the {cache} read before each sample")
+        if buffer.device.type != "cpu":
+            buffer.sum()
+            return
+        threads = torch.get_num_threads()
+        parts = buffer.tensor_split(threads)
+        workers.side_by_side(lambda worker: parts[worker].sum(), threads)
+
+    def memory_share(self) -> float:
+        """What a CPU's memory gives at this moment, as a share of the most that it gave here so far."""
+        seconds = []
+        for _ in range(READ_TIMES):
+            start_s = time.perf_counter()
+            self.read()
+            seconds.append(time.perf_counter() - start_s)
+        self._fastest_read_s = min(self._fastest_read_s, *seconds)
+        return self._fastest_read_s / min(seconds)
 
     def release(self) -> None:
         self._buffer = None
