@@ -29,6 +29,7 @@
 #endif
 #define TILE 64 /* tokens, at most */
 #define AHEAD 6 /* tokens that a key is fetched before it is needed */
+#define TILE_OF_ONE 16 /* tokens of a tile of one row */
 #define LINE 64 /* bytes */
 #define INLINE static inline __attribute__((always_inline))
 #define SHUFFLE __builtin_shufflevector
@@ -181,9 +182,8 @@ INLINE void scores_streaming(int rows, const float *q, const float *k, int width
     *(row_vec *)s = sums_over_lanes(rows, sum);
 }
 
-/* O[r] += S[t][r] v[t] for D vectors of the width, from element `at` on; scores of a token lie `step` apart. */
-INLINE void values_of(int rows, int vectors, int step, const float *s, const struct tile *tile, float *o, int width,
-                      int at) {
+/* O[r] += S[t][r] v[t] for D vectors of the width, from element `at` on. */
+INLINE void values_of(int rows, int vectors, const float *s, const struct tile *tile, float *o, int width, int at) {
     vec sum[ROWS][8];
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int d = 0; d < vectors; d++) sum[r][d] = *(const vec *)(o + (int64_t)r * width + at + d * LANES);
@@ -192,7 +192,7 @@ INLINE void values_of(int rows, int vectors, int step, const float *s, const str
         vec value[8];
         UNROLL for (int d = 0; d < vectors; d++) value[d] = *(const vec *)(tile->v[t] + at + d * LANES);
         UNROLL for (int r = 0; r < rows; r++) {
-            UNROLL for (int d = 0; d < vectors; d++) sum[r][d] += s[t * step + r] * value[d];
+            UNROLL for (int d = 0; d < vectors; d++) sum[r][d] += s[t * ROWS + r] * value[d];
         }
     }
     UNROLL for (int r = 0; r < rows; r++) {
@@ -253,11 +253,11 @@ INLINE void attend(int rows, int tokens, int vectors, const struct work *w, cons
     }
     int at = 0;
     for (; at + vectors * LANES <= width; at += vectors * LANES) {
-        values_of(rows, vectors, ROWS, s, tile, o, width, at);
+        values_of(rows, vectors, s, tile, o, width, at);
         if (fetches)
             fetch_next(w, tile, n / 2 + at * (n - n / 2) / width, n / 2 + (at + vectors * LANES) * (n - n / 2) / width);
     }
-    for (; at < width; at += LANES) values_of(rows, 1, ROWS, s, tile, o, width, at);
+    for (; at < width; at += LANES) values_of(rows, 1, s, tile, o, width, at);
 }
 
 /* --- pieces ------------------------------------------------------------------------------------------------------- */
@@ -303,48 +303,78 @@ INLINE vec lanes_of_score(const float *q, const float *k, int width, const char 
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-/* A piece of a single row: its scores lie side by side, and a vector of them is softened at a time. */
-INLINE void run_piece_of_one(int format, const struct work *w, int piece, float *room) {
-    const int unit = w->pieces[3 * piece], W = w->key_width, Z = w->value_width, size = tile_tokens(w);
-    const int end = at_most(w->pieces[3 * piece + 2], w->attended[unit]), bytes = format == FP32 ? 4 : BYTES[format];
-    const float *q = w->q + (int64_t)unit * W;
-    float *o = w->partial + (int64_t)piece * Z, *s = room, *wide = room + TILE * ROWS, peak = -1e30f, sum = 0.0f;
-    const char *k[TILE + AHEAD], *v[TILE + AHEAD];
-    struct tile tile;
-    memset(o, 0, sizeof(float) * Z);
-    for (int first = w->pieces[3 * piece + 1], n; first < end; first += n) {
-        const int known = at_most(size + AHEAD, end - first);
-        tile.n = n = at_most(size, end - first);
-        find_rows(w, w->unit_place + 2 * unit, first, known, k, v);
-        float top = peak;
-        for (int t = 0; t < n;) {
-            row_vec *scores = (row_vec *)(s + t);
-            vec lanes[ROWS] = {{0}};
-            const int from = t, to = at_most(from + ROWS, n);
-            for (; t < to; t++) {
-                float *key = wide + (int64_t)t * (W + Z);
-                if (w->v) fetch(v[t], Z * bytes);
-                if (format != FP32) widen(format, k[t], key, W);
-                tile.k[t] = format == FP32 ? (const float *)k[t] : key;
-                tile.v[t] = !w->v ? tile.k[t] : format == FP32 ? (const float *)v[t] : key + W;
-                lanes[t - from] = lanes_of_score(q, tile.k[t], W, k[at_most(t + AHEAD, known - 1)], bytes);
-            }
-            *scores = sums_over_lanes(ROWS, lanes) * w->score_scale;
-            for (int i = from; i < to; i++) top = s[i] > top ? s[i] : top;
+/* O += S[t] v[t] of one row for D vectors, from element `at` on; v[t] lie `step` floats apart. */
+INLINE void values_of_one(int vectors, const float *s, const float *v, int64_t step, int n, float *o, int at) {
+    vec sum[8];
+    UNROLL for (int d = 0; d < vectors; d++) sum[d] = *(const vec *)(o + at + d * LANES);
+    for (int t = 0; t < n; t++) {
+        UNROLL for (int d = 0; d < vectors; d++) sum[d] += s[t] * *(const vec *)(v + t * step + at + d * LANES);
+    }
+    UNROLL for (int d = 0; d < vectors; d++) *(vec *)(o + at + d * LANES) = sum[d];
+}
+
+/* Tokens of a sequence that lie in one page. */
+struct run {
+    const char *k, *v, *next; /* key and value of the first, the key that follows the last */
+    int64_t k_step, v_step;   /* bytes from token to token */
+    int n;
+};
+
+/* One row attends tokens done .. done + n - 1 of a run. Its scores lie side by side, and a vector of them is softened
+   at a time. */
+INLINE void attend_one(int format, const struct work *w, const struct run *run, int done, int n, const float *q,
+                       float *room, float *o, float *peak, float *sum) {
+    const int W = w->key_width, Z = w->value_width, bytes = format == FP32 ? 4 : BYTES[format];
+    const char *k = run->k + done * run->k_step, *v = run->v + done * run->v_step;
+    float *s = room, *wide = room + TILE * ROWS, top = *peak;
+    for (int t = 0; t < n;) {
+        const int from = t, to = at_most(from + ROWS, n);
+        vec lanes[ROWS] = {{0}};
+        for (; t < to; t++) {
+            const int ahead = done + t + AHEAD;
+            const char *base = ahead < run->n ? run->k : run->next - run->n * run->k_step;
+            const float *key = (const float *)(k + t * run->k_step);
+            if (format != FP32) widen(format, k + t * run->k_step, wide + t * (W + Z), W), key = wide + t * (W + Z);
+            if (w->v) fetch(v + t * run->v_step, Z * bytes);
+            lanes[t - from] = lanes_of_score(q, key, W, base + ahead * run->k_step, bytes);
         }
-        if (top > peak) {
-            const float fade = exp2f(peak - top);
-            for (int i = 0; i < Z; i++) o[i] *= fade;
-            sum *= fade, peak = top;
+        *(row_vec *)(s + from) = sums_over_lanes(ROWS, lanes) * w->score_scale;
+        for (t = from; t < to; t++) top = s[t] > top ? s[t] : top;
+    }
+    if (top > *peak) {
+        const float fade = exp2f(*peak - top);
+        for (int i = 0; i < Z; i++) o[i] *= fade;
+        *sum *= fade, *peak = top;
+    }
+    for (int t = 0; t < n; t += ROWS) *(row_vec *)(s + t) = exp2_of(*(row_vec *)(s + t) - top);
+    for (int t = 0; t < n; t++) {
+        *sum += s[t];
+        if (w->v && format != FP32) widen(format, v + t * run->v_step, wide + t * (W + Z) + W, Z);
+    }
+    const float *value = format == FP32 ? (const float *)v : wide + (w->v ? W : 0);
+    const int64_t step = format == FP32 ? run->v_step / 4 : W + Z;
+    int at = 0;
+    for (; at + 8 * LANES <= Z; at += 8 * LANES) values_of_one(8, s, value, step, n, o, at);
+    for (; at < Z; at += LANES) values_of_one(1, s, value, step, n, o, at);
+}
+
+static void run_piece_of_one(const struct work *w, int piece, float *room) {
+    const int unit = w->pieces[3 * piece], *place = w->unit_place + 2 * unit, bytes = BYTES[w->format];
+    const int end = at_most(w->pieces[3 * piece + 2], w->attended[unit]);
+    const float *q = w->q + (int64_t)unit * w->key_width;
+    float *o = w->partial + (int64_t)piece * w->value_width, peak = -1e30f, sum = 0.0f;
+    struct run run = {.k_step = bytes * w->k_token, .v_step = bytes * (w->v ? w->v_token : w->k_token)};
+    memset(o, 0, sizeof(float) * w->value_width);
+    for (int first = w->pieces[3 * piece + 1]; first < end; first += run.n) {
+        const char *unused;
+        run.n = at_most(w->page_tokens - first % w->page_tokens, end - first);
+        find_rows(w, place, first, 1, &run.k, &run.v);
+        find_rows(w, place, first + run.n < end ? first + run.n : first, 1, &run.next, &unused);
+        for (int done = 0, n; done < run.n; done += n) {
+            n = at_most(TILE_OF_ONE, run.n - done);
+            if (w->format == FP32) attend_one(FP32, w, &run, done, n, q, room, o, &peak, &sum);
+            else attend_one(w->format, w, &run, done, n, q, room, o, &peak, &sum);
         }
-        for (int t = 0; t < n; t += ROWS) *(row_vec *)(s + t) = exp2_of(*(row_vec *)(s + t) - peak);
-        for (int t = 0; t < n; t++) {
-            sum += s[t];
-            if (w->v && format != FP32) widen(format, v[t], wide + (int64_t)t * (W + Z) + W, Z);
-        }
-        int at = 0;
-        for (; at + 8 * LANES <= Z; at += 8 * LANES) values_of(1, 8, 1, s, &tile, o, Z, at);
-        for (; at < Z; at += LANES) values_of(1, 1, 1, s, &tile, o, Z, at);
     }
     w->peaks[piece] = peak, w->sums[piece] = sum;
 }
@@ -416,9 +446,8 @@ int64_t room_floats(const struct work *w) {
 /* What one thread does: pieces until none are left. */
 void decode(const struct work *w, float *room) {
     for (int piece; (piece = atomic_fetch_add(w->next, 1)) < w->n_pieces;) {
-        if (w->rows > 1) run_piece(w, piece, room);
-        else if (w->format == FP32) run_piece_of_one(FP32, w, piece, room);
-        else run_piece_of_one(w->format, w, piece, room);
+        if (w->rows == 1 && w->page_tokens >= TILE_OF_ONE) run_piece_of_one(w, piece, room);
+        else run_piece(w, piece, room);
         const int unit = w->pieces[3 * piece];
         if (atomic_fetch_sub(w->waiting + unit, 1) == 1) combine(w, unit);
     }
