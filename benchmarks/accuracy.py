@@ -18,8 +18,9 @@ Needs the extras `[predict,validate]`. For each table (GPU, engine, kernel, widt
 What no fit is made on (windows, several query tokens, sparse attention) is judged apart (accuracy_kinds.py).
 
 The model's form and the families' middle values were worked out on H100, H200 and B200 tables with all rows of them in
-view, so their figures are of a model that was made there. No row of B300, GB200 and GB300 was looked at; their scores
-were seen while the form, and how points are drawn, were chosen. A fit sees its 24 points and nothing else of a table.
+view, so their figures are of a model that was made there; how many 8-bit blocks an SM of Ada holds, with L40S's. No row
+of B300, GB200 and GB300 was looked at; their scores were seen while the form, and how points are drawn, were chosen. A
+fit sees its 24 points and nothing else of a table.
 """
 
 import argparse

@@ -89,11 +89,16 @@ def shape_for(judged: Judged, others: list[Judged]) -> tuple[Interval, str]:
     """The interval's shape from other GPUs' tables: the nearest kin that there are; their first draw's unseen rows."""
     table = judged.table
     elsewhere = [each for each in others if each.table.gpu.slug != table.gpu.slug]
+
+    def same_kernel(t: MeasuredTable) -> bool:
+        return (t.family, t.kernel, t.eight_bit) == (table.family, table.kernel, table.eight_bit)
+
     kin = [
         (
-            "family, kernel and cache",
-            lambda t: (t.family, t.kernel, t.eight_bit) == (table.family, table.kernel, table.eight_bit),
+            "compute capability, family, kernel and cache",
+            lambda t: same_kernel(t) and t.gpu.compute_capability == table.gpu.compute_capability,
         ),
+        ("family, kernel and cache", same_kernel),
         ("family and kernel", lambda t: (t.family, t.kernel) == (table.family, table.kernel)),
         ("kernel and cache", lambda t: (t.kernel, t.eight_bit) == (table.kernel, table.eight_bit)),
         ("kernel", lambda t: t.kernel == table.kernel),

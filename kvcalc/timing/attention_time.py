@@ -130,8 +130,8 @@ class Machine:
     fp8_flop_per_s: float
     sms: int
     l2_bytes: float
-    hopper: bool = False
-    """Whether it has Hopper's matrix instructions, which some kernels are written for."""
+    architecture: str = ""
+    """Some kernels are written for one, or need more registers on one."""
 
 
 ASSUMED_L2_BYTES = {"Blackwell": 132_644_864, "Blackwell Ultra": 132_644_864, "Hopper": 62_914_560}
@@ -152,7 +152,7 @@ def machine(gpu: Gpu) -> Machine:
         fp8_flop_per_s=float(gpu.peak_flop_per_s.get("fp8", peak)),
         sms=gpu.num_sms,
         l2_bytes=float(gpu.l2_cache_bytes or ASSUMED_L2_BYTES.get(gpu.architecture, 1)),
-        hopper=gpu.architecture == "Hopper",
+        architecture=gpu.architecture or "",
     )
 
 
@@ -240,8 +240,7 @@ def attention_time(
     least, most, up, where = ops.minimum, ops.maximum, ops.ceil, ops.where
     bandwidth = values["bandwidth_fraction"] * machine.bandwidth_bytes_per_s
     overhead, tail = values["overhead_tiles"], values["tail_fraction"]
-    if shape.elsewhere is not None and not machine.hopper:
-        shape = shape.elsewhere
+    shape = shape.on(machine.architecture)
     work = cut(case, machine.sms, shape, overhead=overhead, tail=tail, ops=ops)
     tokens, row_blocks, value = work.tile_tokens, work.row_blocks, case.value_elements
 

@@ -5,14 +5,18 @@ What the sources leave open is what fits the measurements best: the tiles of the
 FlashAttention-3's tile for an 8-bit cache of 128-wide heads, and the 64 of vLLM's for 256-wide ones.
 
 The values were set from the measurements of H100, H200 and B200 in aiconfigurator-core 0.12.0 (Apache-2.0), the middle
-of fits to 2,500 rows of each table, and rounded; no row of another GPU's tables was looked at for them.
+of fits to 2,500 rows of each table, and rounded; no row of another GPU's tables was looked at for them. The blocks that
+an SM of Ada holds are where L40S's times rise as units are added.
 """
+
+from dataclasses import replace
 
 from kvcalc.timing.attention_time import KernelShape
 from kvcalc.timing.family import GQA, MHA, MLA, US, Family, kernel
 
 _HOPPER_MLA = KernelShape(tile_rows=(64,), tile_tokens=((512, 64, 64),), schedule="balanced", fp8_products=True)
 _GROUPED = KernelShape(tile_rows=(8, 16, 32, 64), tile_tokens=((512, 128, 128),), schedule="fill")
+_MULTI_HEAD = KernelShape(tile_rows=(1,), tile_tokens=((512, 128, 128),), schedule="threads", by_history=True)
 
 TUNED = (
     Family(
@@ -137,7 +141,7 @@ TUNED = (
             GQA: kernel(
                 KernelShape(
                     tile_rows=(64,),
-                    tile_tokens=((64, 128, 160), (128, 128, 96), (256, 80, 64)),
+                    tile_tokens=((64, 128, 128), (128, 128, 96), (256, 80, 64)),
                     schedule="margin",
                     combines_above=1,
                     max_splits=32,
@@ -146,18 +150,17 @@ TUNED = (
                     wide_tokens=((64, 160, 128), (128, 128, 192), (256, 64, 64)),
                 ),
                 eight_bit={
-                    "launch_s": 8.3 * US,
-                    "batch_doubling_s": 0.33 * US,
+                    "launch_s": 8.4 * US,
+                    "batch_doubling_s": 0.31 * US,
+                    "bandwidth_fraction": 0.98,
                     "l2_speedup": 1.1,
-                    "l2_usable_fraction": 0.74,
-                    "wide_fraction": 0.48,
-                    "pairs_per_s": 43e9,
+                    "l2_usable_fraction": 0.84,
+                    "wide_fraction": 0.47,
                     "block_bytes_per_s": 46e9,
-                    "item_s": 0.7 * US,
-                    "elements_per_s": 3.2e9,
-                    "partial_passes": 0.9,
-                    "query_output_passes": 2.3,
-                    "item_overlap": 1.3,
+                    "item_s": 0.91 * US,
+                    "elements_per_s": 4e9,
+                    "partial_passes": 0.88,
+                    "query_output_passes": 2,
                     "cold_s": 4.9 * US,
                 },
                 launch_s=7.4 * US,
@@ -297,29 +300,35 @@ TUNED = (
                     by_history=True,
                     aligned_windows=True,
                     idle_item=(0.7, 0.15),
-                    elsewhere=KernelShape(
-                        tile_rows=(64,),
-                        tile_tokens=((512, 128, 128),),
-                        schedule="fill",
-                        by_history=True,
-                        idle_item=(0.7, 0.0),
+                    elsewhere=(
+                        (
+                            "",
+                            KernelShape(
+                                tile_rows=(64,),
+                                tile_tokens=((512, 128, 128),),
+                                schedule="fill",
+                                by_history=True,
+                                idle_item=(0.7, 0.0),
+                            ),
+                        ),
                     ),
                 ),
                 eight_bit={
-                    "launch_s": 3.9 * US,
-                    "l2_speedup": 2.2,
-                    "matrix_fraction": 0.17,
-                    "wide_fraction": 1.1,
+                    "launch_s": 3.5 * US,
+                    "bandwidth_fraction": 0.94,
+                    "l2_speedup": 1.5,
+                    "l2_usable_fraction": 0.86,
+                    "matrix_fraction": 0.13,
+                    "wide_fraction": 0.71,
                     "block_bytes_per_s": 19e9,
-                    "item_s": 1.1 * US,
-                    "elements_per_s": 2e9,
-                    "combine_s": 0.74 * US,
-                    "partial_passes": 2,
-                    "query_output_passes": 3,
-                    "tile_overlap": 12,
-                    "item_overlap": 1.3,
-                    "cold_s": 3.7 * US,
-                    "tail_fraction": 0.61,
+                    "item_s": 1.8 * US,
+                    "elements_per_s": 2.4e9,
+                    "combine_s": 1 * US,
+                    "query_output_passes": 2.7,
+                    "tile_overlap": 15,
+                    "item_overlap": 1.6,
+                    "cold_s": 4.4 * US,
+                    "tail_fraction": 0.65,
                     "throttle": 0.19,
                 },
                 launch_s=5.4 * US,
@@ -344,7 +353,7 @@ TUNED = (
                 throttle=0.28,
             ),
             MHA: kernel(
-                KernelShape(tile_rows=(1,), tile_tokens=((512, 128, 128),), schedule="threads", by_history=True),
+                replace(_MULTI_HEAD, elsewhere=(("Ada Lovelace", replace(_MULTI_HEAD, thread_blocks=(1, 1, 3))),)),
                 eight_bit={
                     "bandwidth_fraction": 0.83,
                     "l2_speedup": 1.1,

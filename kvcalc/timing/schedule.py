@@ -10,10 +10,12 @@ without a window. Schedules:
     fill      as many splits as fill the slots once: s = clip(floor(S / U), 1, ceil(n / overhead))
     margin    ceil(1.1 U n / S) tiles a split, at most `max_splits`, where n > `combines_above`: else 1
     threads   1024, 512 or 256 threads a block, and so b = 1, 2 or 4, as U grows; T = 64 Ki / (b x width);
-              s = clip(ceil(SMs / U), 1, ceil((N + 1) / T)): rounded up, so the last blocks may be a wave alone
+              s = clip(ceil(SMs / U), 1, ceil((N + 1) / T)): rounded up, so the last blocks may be a wave alone.
+              Ada's kernels for 8-bit caches need more registers: b = 1, 1 or 3 there
     history   m = floor(N / 128), s = min(m, round(sqrt(8 m)), 8 SMs / U, 6000 / B); idle splits are launched too.
               A 16-bit cache with 4 U m < SMs is cut by `threads`, a block for each query head: XQA is not used there
-              (8-bit ones keep to it, as measured)
+              (8-bit ones keep to it, as measured). Hopper's kernel for 8-bit caches swaps the operands: M is R,
+              padded to a multiple of 8
 
 All but `balanced` run U s equal blocks in waves of S.
 
@@ -31,7 +33,7 @@ FlashAttention-3 hopper/flash_prepare_scheduler.cu, heuristics.h and tile_size.h
 block.h get_n_block_min_max, heuristics.h use_one_mma_wg, tile_size.h (margin); vLLM
 VLLM_FLASH_ATTN_MAX_NUM_SPLITS_FOR_CUDA_GRAPH (its 32); TensorRT-LLM decoderMaskedMultiheadAttentionLaunch.h
 multi_block_grid_setup (threads), decoderXQAImplCommon.h computeMultiBlockCount, decoderXQARunner.cpp mayHavePerfGain,
-xqa/mha_sm90.cu nbTilesInUse (history).
+xqa/mha_sm90.cu ctaNbQHeads, nbTilesInUse and its launch bounds (history).
 """
 
 from collections.abc import Callable
@@ -46,6 +48,7 @@ UNSPLIT_PARTIAL = 0.5
 """What an output that was never split costs where all pass through the combine: it is not reduced."""
 MARGIN = 1.1
 """FlashAttention-3 splits for a tenth more work than there is."""
+HOPPER = "Hopper"
 THREAD_ELEMENTS = 65_536
 """Elements of K that a block of 1024 threads takes up in a pass: eight loads of 16 bytes each."""
 SHARED_BYTES, SCORE_BYTES = 227 * 1024, 6
@@ -56,8 +59,9 @@ XQA_TOKENS, XQA_SPLITS, XQA_WAVES, XQA_WORKSPACE, XQA_GAIN = 128, 8, 8, 6000, 4
 """kMinHistoryTokensPerBlock, the factor under the root, kTargetWaveFactor, sub-sequences, kEnableMinBlockFactor."""
 BESIDE = 0.5
 """What each further warp group's rows cost to set up and write, of the first's: they work side by side."""
-WGMMA_ROWS, WGMMA_ELEMENTS, WGMMA_BLOCKS = 8, 2048, (3, 2)
-"""XQA's kernel for 8-bit caches: rows are padded to 8; 3 blocks an SM up to so many row elements, else 2."""
+WGMMA_ROWS, WGMMA_ELEMENTS, WGMMA_BLOCKS = 8, 2048, (3, 1)
+"""XQA's kernel for 8-bit caches: rows are padded to 8; 3 blocks an SM up to so many row elements; with more, their
+registers leave room for one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +101,8 @@ class KernelShape:
     idle_item    what a block that is launched and has no tile costs of an item: with a 16-bit and an 8-bit cache
     wide_rows    rows of the tile of several warp groups, for heads up to a width: under a window, and for several
                  query tokens of more rows than the first tile has; `wide_tokens` its tokens, where they differ
-    elsewhere    the shape on other GPUs than Hopper, where that is another kernel
+    thread_blocks  blocks of 1024, 512 and 256 threads that an SM holds in `threads`, with an 8-bit cache
+    elsewhere    shapes on other architectures than Hopper, where they differ; "" is any
     """
 
     tile_rows: tuple[int, ...]
@@ -117,7 +122,14 @@ class KernelShape:
     by_history: bool = False
     aligned_windows: bool = False
     idle_item: tuple[float, float] = (0.0, 0.0)
-    elsewhere: "KernelShape | None" = None
+    thread_blocks: tuple[int, int, int] = (1, 2, 4)
+    elsewhere: tuple[tuple[str, "KernelShape"], ...] = ()
+
+    def on(self, architecture: str) -> "KernelShape":
+        """The shape on a GPU of an architecture."""
+        if architecture == HOPPER:
+            return self
+        return next((shape for name, shape in self.elsewhere if name in (architecture, "")), self)
 
 
 class Waves(NamedTuple):
@@ -183,7 +195,7 @@ def cut(case: Any, sms: int, shape: KernelShape, *, overhead: float, tail: float
     if shape.schedule == "threads":
         units = case.batch * case.n_heads
         rows, row_blocks = case.query_tokens, case.query_tokens
-        parts, per_sm, tokens, splits = _threads(units, case, known, sms, ops)
+        parts, per_sm, tokens, splits = _threads(units, case, known, sms, shape, ops)
         item_share = where(case.context_tokens / splits < SHORT_PASS * tokens, SHORT_ITEM, 1.0)
         stream_share, evenly = 1 / parts, True
     elif shape.schedule == "history":
@@ -192,8 +204,9 @@ def cut(case: Any, sms: int, shape: KernelShape, *, overhead: float, tail: float
         few = (XQA_GAIN * units * most(1, history) < sms) & (case.query_tokens == 1)
         few = where(case.eight_bit, False, few)
         padded = where(case.eight_bit, up(rows / WGMMA_ROWS) * WGMMA_ROWS, tile_rows)
+        tile_rows = where(rows <= tile_rows, padded, tile_rows)
         resident = where(padded * case.value_elements <= WGMMA_ELEMENTS, *WGMMA_BLOCKS)
-        per_head = _threads(case.batch * case.n_heads, case, known, sms, ops)
+        per_head = _threads(case.batch * case.n_heads, case, known, sms, shape, ops)
         per_sm = where(few, per_head[1], where(case.eight_bit, resident, per_sm))
         tokens, splits = where(few, per_head[2], tokens), where(few, per_head[3], splits)
         units, padded = where(few, case.batch * case.n_heads, units), where(few, 1, padded)
@@ -288,7 +301,7 @@ def _tokens(case: Any, tiles: tuple[tuple[int, int, int], ...], ops: Operations)
 
 
 def _threads(
-    units: Number, case: Any, known: Number, sms: int, ops: Operations
+    units: Number, case: Any, known: Number, sms: int, shape: KernelShape, ops: Operations
 ) -> tuple[Number, Number, Number, Number]:
     """Parts that 1024 threads are cut into, blocks an SM, tokens of a pass and splits: masked multi-head attention.
 
@@ -301,7 +314,9 @@ def _threads(
     tokens = THREAD_ELEMENTS / (ops.where(narrow, ops.maximum(parts, 2), parts) * case.value_elements)
     splits = ops.minimum(ops.ceil(sms / units), ops.ceil((known + 1) / tokens))
     splits = ops.maximum(1, splits)
-    per_sm = ops.where(narrow, ops.maximum(parts, 2), parts)
+    large, medium, small = shape.thread_blocks
+    held = ops.where(parts == 1, large, ops.where(parts == 2, medium, small))
+    per_sm = ops.where(case.eight_bit, held, ops.where(narrow, ops.maximum(parts, 2), parts))
     fit = SHARED_BYTES // (SCORE_BYTES * case.context_tokens / splits)
     return parts, ops.maximum(1, ops.minimum(per_sm, fit)), tokens, splits
 

@@ -17,6 +17,7 @@ from kvcalc.timing.attention_time import (
     roofline_s,
 )
 from kvcalc.timing.families import FAMILIES, MLA, default_family
+from kvcalc.timing.schedule import SCALAR, Cut, cut
 
 H100, B200 = machine(load_gpu("h100-sxm5-80gb")), machine(load_gpu("b200-sxm-180gb"))
 KERNELS = [(family.name, kind) for family in FAMILIES.values() for kind in family.kernels]
@@ -165,9 +166,36 @@ def test_a_shape_may_be_of_hopper_alone() -> None:
     kernel = FAMILIES["trtllm-xqa"].kernels["gqa"]
     case = gqa(batch=3, context=4096)
     here, there = (
-        attention_time(case, replace(H100, hopper=hopper), kernel.shape, kernel.values) for hopper in (True, False)
+        attention_time(case, replace(H100, architecture=name), kernel.shape, kernel.values)
+        for name in ("Hopper", "Ampere")
     )
     assert here.items_s != there.items_s
+
+
+def test_hoppers_8_bit_tiles_have_as_many_rows_as_there_are_padded_to_8() -> None:
+    """Twice the time of the matrix units for 9 to 16 rows; and one block an SM where they and the heads are wide."""
+    kernel = FAMILIES["trtllm-xqa"].kernels["gqa"]
+
+    def of(group: int, architecture: str = "Hopper") -> Cut:
+        case = replace(gqa(batch=256, context=4096, heads=8 * group), eight_bit=True, value_elements=256)
+        shape = kernel.shape.on(architecture)
+        return cut(case, 132, shape, overhead=1.0, tail=0.5, ops=SCALAR)
+
+    assert [of(group).tile_rows for group in (2, 8, 12, 16, 32)] == [8, 8, 16, 16, 32]
+    assert [of(group).blocks_per_sm for group in (8, 12, 16)] == [3, 1, 1]
+    assert of(2, "Ampere").tile_rows == 64
+
+
+def test_adas_8_bit_blocks_need_more_registers() -> None:
+    kernel = FAMILIES["trtllm-xqa"].kernels["mha"]
+
+    def held(units: int, architecture: str, *, eight_bit: bool = True) -> float:
+        case = replace(gqa(batch=units, context=4096, heads=1), n_kv_heads=1, eight_bit=eight_bit)
+        return cut(case, 142, kernel.shape.on(architecture), overhead=1.0, tail=0.5, ops=SCALAR).blocks_per_sm
+
+    assert [held(units, "Ada Lovelace") for units in (64, 256, 1024)] == [1, 1, 3]
+    assert [held(units, "Hopper") for units in (64, 256, 1024)] == [1, 2, 4]
+    assert held(1024, "Ada Lovelace", eight_bit=False) == 4
 
 
 def test_a_prediction_costs_little() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from kvcalc.errors import UsageError
 from kvcalc.hardware import Gpu
+from kvcalc.specs.hardware import load_gpus
 from kvcalc.timing.attention_time import AttentionCase, machine
 from kvcalc.timing.calibrated import (
     BOUNDARIES_BYTES,
@@ -84,7 +85,7 @@ def _fit(
     found = fit(case, seconds, device, kernel.kernel)
     errors = leave_one_out(case, seconds, device, kernel.kernel)
     sizes = np.broadcast_to(np.asarray(case.cache_bytes, float), errors.shape)
-    shape, origin = shipped_shape(kernel.family.name, kind, EIGHT_BIT if eight_bit else SIXTEEN_BIT)
+    shape, origin = shipped_shape(kernel.family.name, kind, EIGHT_BIT if eight_bit else SIXTEEN_BIT, gpu)
     regime = np.searchsorted(BOUNDARIES_BYTES, sizes, side="right")
     return Fit(
         kernel=kind,
@@ -97,14 +98,14 @@ def _fit(
     )
 
 
-def shipped_shape(family: str, kind: str, width: str) -> tuple[Interval, str]:
+def shipped_shape(family: str, kind: str, width: str, gpu: Gpu) -> tuple[Interval, str]:
     """The middle of the shipped intervals of the nearest kin, by regime, and what they are of."""
-    known = [(calibration.family, each) for calibration in everything() for each in calibration.fits]
+    known = [(calibration, each) for calibration in everything() for each in calibration.fits]
+    alike = {other.slug for other in load_gpus() if other.compute_capability == gpu.compute_capability}
+    same_kernel = [(of, each) for of, each in known if (of.family, each.kernel, each.cache) == (family, kind, width)]
     for chosen, origin in (
-        (
-            [each for name, each in known if (name, each.kernel, each.cache) == (family, kind, width)],
-            "family and kernel",
-        ),
+        ([each for of, each in same_kernel if of.gpu in alike], "family and kernel, on the same compute capability"),
+        ([each for _, each in same_kernel], "family and kernel"),
         ([each for _, each in known if (each.kernel, each.cache) == (kind, width)], "kernel"),
         ([each for _, each in known if each.kernel == kind], "kernel at any cache width"),
     ):
