@@ -146,14 +146,14 @@ def test_pieces_cover_every_token_once(lengths, heads, threads):
         seq_lens=tuple(lengths),
     )
     plan = native_decode.cut(case, threads)
-    assert [first for first, _ in plan.unit_pieces] == [0, *(end for _, end in plan.unit_pieces[:-1])]
-    for unit, (first, end) in enumerate(plan.unit_pieces):
+    assert [first for first, _ in plan.part_of] == [0, *(end for _, end in plan.part_of[:-1])]
+    for sequence, (first, end) in enumerate(plan.part_of):
         pieces = plan.pieces[first:end]
-        assert {piece[0] for piece in pieces} == {unit}
-        assert (pieces[0][1], pieces[-1][2]) == (0, lengths[unit // heads[1]])
+        assert {piece[0] for piece in pieces} == {sequence}
+        assert (pieces[0][1], pieces[-1][2]) == (0, lengths[sequence])
         assert all(one[2] == other[1] for one, other in pairwise(pieces))
     longest = max(end - start for _, start, end in plan.pieces)
-    assert longest <= max(native_decode.LEAST_PIECE_TOKENS, -(-sum(lengths) * heads[1] // (8 * threads)))
+    assert longest <= max(native_decode.LEAST_PIECE_TOKENS, -(-sum(lengths) // (8 * threads)))
 
 
 def test_threads_change_nothing():

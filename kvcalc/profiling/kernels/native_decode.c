@@ -1,14 +1,14 @@
 /* Split-KV decode attention on CPU cores, for MLA in latent space and for MHA, GQA and MQA: pages, online softmax.
 
-   A unit is the query rows of one sequence and KV head, rows [M, W]; its context is cut into pieces, which threads take
+   A sequence has query rows [G, M, W], M for each of its KV heads; its context is cut into pieces, which threads take
    one after the other. A piece walks its tokens in tiles that stay in the core's cache. For R rows at a time a tile is
        scores   S[t][r] = q[r] . k[t]       lanes along W, R x T accumulators in registers, summed over lanes at the end
        softmax  peak, rescale, exp2, sum    lanes along r: the scores of a token lie side by side
        values   O[r] += S[t][r] v[t]        lanes along Z, R x D accumulators
-   A tile is read from memory once, for all rows, and memory is to be busy all the time: few rows score their tokens in
-   the order of memory and fetch those some tokens ahead, many rows fetch the next tile while they compute. MLA's values
-   are the first Z elements of its keys. Formats narrower than fp32 are widened first. Whoever ends a unit's last piece
-   combines them. What a thread writes often lies in its own room: two cores that write to one line wait for each other.
+   A tile is read from memory once, for all rows, and memory is to be busy all the time: a cursor runs ahead through the
+   cache, in the order of memory, and fetches a token of a head for each that is computed. MLA's values are the first Z
+   elements of its keys. Formats narrower than fp32 are widened first. Whoever ends a sequence's last piece combines its
+   outputs. What a thread writes often is in its own room: two cores that write to one line wait for each other.
 
    Flash-Decoding: Dao, Haziza, Massa, Sizov, 2023; online softmax: arXiv 1805.02867; blocks: arXiv 2205.14135. */
 
@@ -28,9 +28,10 @@
 #define ROWS 4
 #endif
 #define TILE 64 /* tokens, at most */
-#define AHEAD 6 /* tokens that a key is fetched before it is needed */
+#define AHEAD 6 /* tokens that the cursor is ahead of a single KV head with few rows; else it is a tile */
 #define TILE_OF_ONE 16 /* tokens of a tile of one row */
 #define LINE 64 /* bytes */
+#define SHARED (256 << 10) /* bytes of a tile of several heads: two fit into the second-level cache */
 #define INLINE static inline __attribute__((always_inline))
 #define SHUFFLE __builtin_shufflevector
 #define UNROLL _Pragma("GCC unroll 16")
@@ -45,22 +46,24 @@ static const int BYTES[] = {4, 2, 2, 1};
 
 /* Strides count elements of the cache's format. */
 struct work {
-    const float *q;             /* [units, M, W] */
+    const float *q;             /* [sequences, G, M, W] */
     const char *k, *v;          /* pages; v is NULL where values are the first elements of keys */
     const int32_t *page_table;  /* [sequences, table_width] */
-    const int32_t *attended;    /* [units, M] tokens that a row attends */
-    const int32_t *unit_place;  /* [units, 2] sequence, KV head */
-    const int32_t *pieces;      /* [n_pieces, 3] unit, first token, end; pieces of a unit are neighbours */
-    const int32_t *unit_pieces; /* [units, 2] first piece, end */
-    float *partial;             /* [n_pieces, M, Z] outputs before they are divided by their sums */
-    float *peaks, *sums;        /* [n_pieces, M] */
-    float *out, *lse;           /* [units, M, Z], [units, M] */
+    const int32_t *attended;    /* [sequences, M] tokens that a row attends */
+    const int32_t *pieces;      /* [n_pieces, 3] sequence, first token, end; pieces of a sequence are neighbours */
+    const int32_t *part_of;     /* [sequences, 2] first piece, end */
+    float *partial;             /* [n_pieces, G, M, Z] outputs before they are divided by their sums */
+    float *peaks, *sums;        /* [n_pieces, G, M] */
+    float *out, *lse;           /* [sequences, G, M, Z], [sequences, G, M] */
     atomic_int *next;           /* the piece that is to be taken next */
-    atomic_int *waiting;        /* [units] pieces that are not done */
+    atomic_int *waiting;        /* [sequences] pieces that are not done */
     int64_t k_page, k_token, k_head, v_page, v_token, v_head;
-    int32_t table_width, page_tokens, rows, key_width, value_width, n_pieces, format;
+    int32_t table_width, page_tokens, heads, rows, key_width, value_width, n_pieces, format;
     float score_scale, out_scale; /* the softmax scale times log2(e); both times those of the cache */
 };
+
+/* A token of a head in fp32: its key, and its value where that is another row. */
+INLINE int wide_floats(const struct work *w) { return w->key_width + (w->v ? w->value_width : 0); }
 
 /* --- numbers ------------------------------------------------------------------------------------------------------ */
 
@@ -140,16 +143,73 @@ INLINE row_vec sums_over_lanes(int rows, const vec *in) {
 #endif
 }
 
+/* --- places in the cache ------------------------------------------------------------------------------------------ */
+
+/* Rows of tokens first .. first + n - 1 of a sequence, of its first KV head, through its page table. */
+static void find_rows(const struct work *w, int sequence, int first, int n, const char **k, const char **v) {
+    const int32_t *table = w->page_table + (int64_t)sequence * w->table_width;
+    const int bytes = BYTES[w->format];
+    for (int t = 0; t < n;) {
+        int slot = (first + t) % w->page_tokens, page = table[(first + t) / w->page_tokens];
+        const char *key = w->k + bytes * (page * w->k_page + slot * w->k_token);
+        const char *value = w->v ? w->v + bytes * (page * w->v_page + slot * w->v_token) : key;
+        for (; slot < w->page_tokens && t < n; slot++, t++) {
+            k[t] = key, v[t] = value;
+            key += bytes * w->k_token, value += bytes * (w->v ? w->v_token : w->k_token);
+        }
+    }
+}
+
+/* What is to be fetched next of a sequence, in the order of memory: token by token, KV head by KV head. */
+struct cursor {
+    int sequence, row, end; /* row = token x heads + head */
+};
+
+/* The next rows of a cursor: `left` of them are in the page of the first, the others begin the page that follows. */
+struct ahead {
+    const char *k, *v, *next_k, *next_v;
+    int64_t k_step, v_step;
+    int left;
+};
+
+/* n rows, and on. */
+INLINE struct ahead take(const struct work *w, struct cursor *c, int n) {
+    const int bytes = BYTES[w->format], in_page = w->page_tokens * w->heads;
+    const int page = c->row / in_page, slot = c->row - page * in_page;
+    const int32_t *table = w->page_table + (int64_t)c->sequence * w->table_width;
+    struct ahead a = {.left = in_page - slot};
+    const int next = a.left < n && c->row + a.left < c->end ? page + 1 : page;
+    a.k_step = bytes * (w->heads > 1 ? w->k_head : w->k_token);
+    a.k = w->k + bytes * table[page] * w->k_page + slot * a.k_step;
+    a.next_k = w->k + bytes * table[next] * w->k_page - a.left * a.k_step;
+    a.v_step = bytes * (w->heads > 1 ? w->v_head : w->v_token);
+    a.v = w->v + bytes * table[page] * w->v_page + slot * a.v_step;
+    a.next_v = w->v + bytes * table[next] * w->v_page - a.left * a.v_step;
+    c->row = at_most(c->row + n, c->end - 1);
+    return a;
+}
+
+INLINE const char *key_ahead(struct ahead a, int i) { return (i < a.left ? a.k : a.next_k) + i * a.k_step; }
+
+INLINE const char *value_ahead(struct ahead a, int i) { return (i < a.left ? a.v : a.next_v) + i * a.v_step; }
+
 INLINE void fetch(const char *row, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(row + i, 0, 3);
+}
+
+INLINE void fetch_rows(const struct work *w, struct ahead a, int from, int to) {
+    const int64_t k_bytes = w->key_width * BYTES[w->format], v_bytes = w->v ? w->value_width * BYTES[w->format] : 0;
+    for (int i = from; i < to; i++) {
+        fetch(key_ahead(a, i), k_bytes);
+        fetch(value_ahead(a, i), v_bytes);
+    }
 }
 
 /* --- a block of R query rows and a tile of tokens ----------------------------------------------------------------- */
 
 struct tile {
     const float *k[TILE], *v[TILE];
-    const char *next_k[TILE], *next_v[TILE]; /* rows of the tile that follows, as the cache has them */
-    int n, next_n, first;                    /* tokens of both, and the place of the first in its sequence */
+    int n, first; /* tokens, and the place of the first in its sequence */
 };
 
 /* S[t][r] = q[r] . k[t] for T tokens. */
@@ -200,36 +260,24 @@ INLINE void values_of(int rows, int vectors, const float *s, const struct tile *
     }
 }
 
-/* Rows of the tile that follows. */
-INLINE void fetch_next(const struct work *w, const struct tile *tile, int from, int to) {
-    for (int t = from; t < to && t < tile->next_n; t++) {
-        fetch(tile->next_k[t], (int64_t)w->key_width * BYTES[w->format]);
-        if (w->v) fetch(tile->next_v[t], (int64_t)w->value_width * BYTES[w->format]);
-    }
-}
-
-/* A key of a tile in fp32 or of the next, or the last that is known. */
-INLINE const char *key_at(const struct tile *tile, int t) {
-    t = at_most(t, tile->n + tile->next_n - 1);
-    return t < tile->n ? (const char *)tile->k[t] : tile->next_k[t - tile->n];
-}
-
-/* R rows attend a tile; o, peak and sum are their outputs, peaks and sums so far, s is room for scores. The first rows
-   bring tokens from memory: few stream them, many fetch the next tile, half between scores and half between values. */
-INLINE void attend(int rows, int tokens, int vectors, const struct work *w, const struct tile *tile, int is_first,
-                   const float *q, const int32_t *attended, float *s, float *o, float *peak, float *sum) {
-    const int n = tile->n, width = w->value_width;
-    const int streams = is_first && rows < 8 && w->format == FP32, fetches = is_first && !streams;
+/* R rows attend a tile; o, peak and sum are their outputs, peaks and sums so far, s is room for scores. As many rows of
+   the cache as the tile has are fetched where it is asked for: inside the scores where few attend, else half between
+   scores, half between values. (`ahead` comes by value: behind a pointer it would be read again after each score.) */
+INLINE void attend(int rows, int tokens, int vectors, const struct work *w, const struct tile *tile, int fetches,
+                   struct ahead ahead, const float *q, const int32_t *attended, float *s, float *o, float *peak,
+                   float *sum) {
+    const int n = tile->n, width = w->value_width, streams = fetches && rows < 8 && w->format == FP32;
     int t = 0;
     for (; streams && t < n; t++) {
-        if (w->v) fetch((const char *)tile->v[t], width * sizeof(float));
-        scores_streaming(rows, q, tile->k[t], w->key_width, s + t * ROWS, key_at(tile, t + AHEAD));
+        if (w->v) fetch(value_ahead(ahead, t), width * sizeof(float));
+        scores_streaming(rows, q, tile->k[t], w->key_width, s + t * ROWS, key_ahead(ahead, t));
     }
+    fetches &= !streams;
     for (; t + tokens <= n; t += tokens) {
         scores_of(rows, tokens, q, tile->k + t, w->key_width, s + t * ROWS);
-        if (fetches) fetch_next(w, tile, t / 2, (t + tokens) / 2);
+        if (fetches) fetch_rows(w, ahead, t / 2, (t + tokens) / 2);
     }
-    if (fetches) fetch_next(w, tile, t / 2, n / 2);
+    if (fetches) fetch_rows(w, ahead, t / 2, n / 2);
     for (; t < n; t++) scores_of(rows, 1, q, tile->k + t, w->key_width, s + t * ROWS);
 
     row_vec before = {0}, total = {0};
@@ -253,38 +301,14 @@ INLINE void attend(int rows, int tokens, int vectors, const struct work *w, cons
     }
     int at = 0;
     for (; at + vectors * LANES <= width; at += vectors * LANES) {
+        const int half = n / 2, rest = n - half, to = at + vectors * LANES;
         values_of(rows, vectors, s, tile, o, width, at);
-        if (fetches)
-            fetch_next(w, tile, n / 2 + at * (n - n / 2) / width, n / 2 + (at + vectors * LANES) * (n - n / 2) / width);
+        if (fetches) fetch_rows(w, ahead, half + at * rest / width, half + to * rest / width);
     }
     for (; at < width; at += LANES) values_of(rows, 1, s, tile, o, width, at);
 }
 
-/* --- pieces ------------------------------------------------------------------------------------------------------- */
-
-/* Rows of tokens first .. first + n - 1 of a sequence, through its page table. */
-static void find_rows(const struct work *w, const int32_t *place, int first, int n, const char **k, const char **v) {
-    const int32_t *table = w->page_table + (int64_t)place[0] * w->table_width;
-    const int bytes = BYTES[w->format];
-    for (int t = 0; t < n;) {
-        int slot = (first + t) % w->page_tokens, page = table[(first + t) / w->page_tokens];
-        const char *key = w->k + bytes * (page * w->k_page + slot * w->k_token + place[1] * w->k_head);
-        const char *value = w->v ? w->v + bytes * (page * w->v_page + slot * w->v_token + place[1] * w->v_head) : key;
-        for (; slot < w->page_tokens && t < n; slot++, t++) {
-            k[t] = key, v[t] = value;
-            key += bytes * w->k_token, value += bytes * (w->v ? w->v_token : w->k_token);
-        }
-    }
-}
-
-/* Tokens of a tile. With few rows memory sets the pace, and a tile has to stay in the first-level cache (32 KiB and
-   more) until its values are read; many rows move more of their own outputs, once for each tile, than of the cache.
-   Multiples of 8 end where pages do. */
-static int tile_tokens(const struct work *w) {
-    const int bytes = (w->key_width + (w->v ? w->value_width : 0)) * 4;
-    const int tokens = (w->rows < 16 ? 36 << 10 : 72 << 10) / bytes / 8 * 8;
-    return tokens < 8 ? 8 : tokens > TILE ? TILE : tokens;
-}
+/* --- a single query row of a KV head ------------------------------------------------------------------------------ */
 
 /* q . k in the lanes of a vector, while the cache's row `ahead` is fetched. */
 INLINE vec lanes_of_score(const float *q, const float *k, int width, const char *ahead, int bytes) {
@@ -303,7 +327,7 @@ INLINE vec lanes_of_score(const float *q, const float *k, int width, const char 
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-/* O += S[t] v[t] of one row for D vectors, from element `at` on; v[t] lie `step` floats apart. */
+/* O += S[t] v[t] for D vectors, from element `at` on; v[t] lie `step` floats apart. */
 INLINE void values_of_one(int vectors, const float *s, const float *v, int64_t step, int n, float *o, int at) {
     vec sum[8];
     UNROLL for (int d = 0; d < vectors; d++) sum[d] = *(const vec *)(o + at + d * LANES);
@@ -313,30 +337,23 @@ INLINE void values_of_one(int vectors, const float *s, const float *v, int64_t s
     UNROLL for (int d = 0; d < vectors; d++) *(vec *)(o + at + d * LANES) = sum[d];
 }
 
-/* Tokens of a sequence that lie in one page. */
-struct run {
-    const char *k, *v, *next; /* key and value of the first, the key that follows the last */
-    int64_t k_step, v_step;   /* bytes from token to token */
-    int n;
-};
-
-/* One row attends tokens done .. done + n - 1 of a run. Its scores lie side by side, and a vector of them is softened
-   at a time. */
-INLINE void attend_one(int format, const struct work *w, const struct run *run, int done, int n, const float *q,
-                       float *room, float *o, float *peak, float *sum) {
-    const int W = w->key_width, Z = w->value_width, bytes = format == FP32 ? 4 : BYTES[format];
-    const char *k = run->k + done * run->k_step, *v = run->v + done * run->v_step;
+/* The row attends n tokens of a page, whose first key and value are k and v. Scores lie side by side, and a vector of
+   them is softened at a time. */
+INLINE void attend_one(int format, const struct work *w, const char *k, const char *v, int n,
+                       struct ahead ahead, const float *q, float *room, float *o, float *peak, float *sum) {
+    const int W = w->key_width, Z = w->value_width, wide_step = wide_floats(w);
+    const int bytes = format == FP32 ? 4 : BYTES[format];
+    const int64_t k_step = bytes * w->k_token, v_step = w->v ? bytes * w->v_token : k_step;
     float *s = room, *wide = room + TILE * ROWS, top = *peak;
+    n = at_most(n, TILE_OF_ONE); /* as it is: now the compiler knows */
     for (int t = 0; t < n;) {
         const int from = t, to = at_most(from + ROWS, n);
         vec lanes[ROWS] = {{0}};
         for (; t < to; t++) {
-            const int ahead = done + t + AHEAD;
-            const char *base = ahead < run->n ? run->k : run->next - run->n * run->k_step;
-            const float *key = (const float *)(k + t * run->k_step);
-            if (format != FP32) widen(format, k + t * run->k_step, wide + t * (W + Z), W), key = wide + t * (W + Z);
-            if (w->v) fetch(v + t * run->v_step, Z * bytes);
-            lanes[t - from] = lanes_of_score(q, key, W, base + ahead * run->k_step, bytes);
+            const float *key = (const float *)(k + t * k_step);
+            if (format != FP32) widen(format, k + t * k_step, wide + t * wide_step, W), key = wide + t * wide_step;
+            if (w->v) fetch(value_ahead(ahead, t), Z * bytes);
+            lanes[t - from] = lanes_of_score(q, key, W, key_ahead(ahead, t), bytes);
         }
         *(row_vec *)(s + from) = sums_over_lanes(ROWS, lanes) * w->score_scale;
         for (t = from; t < to; t++) top = s[t] > top ? s[t] : top;
@@ -349,81 +366,100 @@ INLINE void attend_one(int format, const struct work *w, const struct run *run, 
     for (int t = 0; t < n; t += ROWS) *(row_vec *)(s + t) = exp2_of(*(row_vec *)(s + t) - top);
     for (int t = 0; t < n; t++) {
         *sum += s[t];
-        if (w->v && format != FP32) widen(format, v + t * run->v_step, wide + t * (W + Z) + W, Z);
+        if (w->v && format != FP32) widen(format, v + t * v_step, wide + t * wide_step + W, Z);
     }
     const float *value = format == FP32 ? (const float *)v : wide + (w->v ? W : 0);
-    const int64_t step = format == FP32 ? run->v_step / 4 : W + Z;
+    const int64_t step = format == FP32 ? v_step / 4 : wide_step;
     int at = 0;
     for (; at + 8 * LANES <= Z; at += 8 * LANES) values_of_one(8, s, value, step, n, o, at);
     for (; at < Z; at += LANES) values_of_one(1, s, value, step, n, o, at);
 }
 
-static void run_piece_of_one(const struct work *w, int piece, float *room) {
-    const int unit = w->pieces[3 * piece], *place = w->unit_place + 2 * unit, bytes = BYTES[w->format];
-    const int end = at_most(w->pieces[3 * piece + 2], w->attended[unit]);
-    const float *q = w->q + (int64_t)unit * w->key_width;
-    float *o = w->partial + (int64_t)piece * w->value_width, peak = -1e30f, sum = 0.0f;
-    struct run run = {.k_step = bytes * w->k_token, .v_step = bytes * (w->v ? w->v_token : w->k_token)};
-    memset(o, 0, sizeof(float) * w->value_width);
-    for (int first = w->pieces[3 * piece + 1]; first < end; first += run.n) {
-        const char *unused;
-        run.n = at_most(w->page_tokens - first % w->page_tokens, end - first);
-        find_rows(w, place, first, 1, &run.k, &run.v);
-        find_rows(w, place, first + run.n < end ? first + run.n : first, 1, &run.next, &unused);
-        for (int done = 0, n; done < run.n; done += n) {
-            n = at_most(TILE_OF_ONE, run.n - done);
-            if (w->format == FP32) attend_one(FP32, w, &run, done, n, q, room, o, &peak, &sum);
-            else attend_one(w->format, w, &run, done, n, q, room, o, &peak, &sum);
-        }
+/* --- pieces ------------------------------------------------------------------------------------------------------- */
+
+/* Tokens of a tile. With few rows memory sets the pace, and a tile of one head has to stay in the first-level cache
+   (32 KiB and more) until its values are read; many rows move more of their own outputs, once for each tile, than of
+   the cache. Of several heads a tile is computed in the second-level cache, where the next one is fetched meanwhile.
+   Multiples of 8 end where pages do. */
+static int tile_tokens(const struct work *w) {
+    const int bytes = 4 * wide_floats(w), shared = SHARED / (w->heads * bytes);
+    const int of_a_head = (w->rows < 16 ? 36 << 10 : 72 << 10) / bytes;
+    const int tokens = (w->heads > 1 ? at_most(shared, of_a_head) : of_a_head) / 8 * 8;
+    return at_most(tokens < 8 ? 8 : tokens, w->rows == 1 ? TILE_OF_ONE : TILE);
+}
+
+/* The rows of KV head g attend a tile whose tokens are k and v. */
+INLINE void attend_head(const struct work *w, struct tile *tile, int g, const char *const *k, const char *const *v,
+                        struct ahead ahead, const float *q, const int32_t *attended, float *s, float *wide,
+                        float *o, float *peak, float *sum) {
+    const int W = w->key_width, Z = w->value_width, bytes = BYTES[w->format];
+    const int64_t k_head = bytes * g * w->k_head, v_head = w->v ? bytes * g * w->v_head : k_head;
+    for (int t = 0; t < tile->n; t++, wide += wide_floats(w)) {
+        tile->k[t] = (const float *)(k[t] + k_head), tile->v[t] = (const float *)(v[t] + v_head);
+        if (w->format == FP32) continue;
+        widen(w->format, k[t] + k_head, wide, W);
+        if (w->v) widen(w->format, v[t] + v_head, wide + W, Z);
+        tile->k[t] = wide, tile->v[t] = w->v ? wide + W : wide;
     }
-    w->peaks[piece] = peak, w->sums[piece] = sum;
+    for (int r = 0, rows; r < w->rows; r += rows) {
+#define ATTEND(R, T, D) attend(rows = R, T, D, w, tile, r == 0, ahead, q + (int64_t)r * W, attended + r, s, \
+                               o + (int64_t)r * Z, peak + r, sum + r)
+#if LANES == 16
+        if (w->rows - r >= 8) ATTEND(8, 3, 2);
+        else
+#endif
+        if (w->rows - r >= 4) ATTEND(4, 3, 2);
+        else if (w->rows - r >= 2) ATTEND(2, 4, 4);
+        else ATTEND(1, 8, 8);
+    }
 }
 
 static void run_piece(const struct work *w, int piece, float *room) {
-    const int unit = w->pieces[3 * piece], end = w->pieces[3 * piece + 2], M = w->rows, size = tile_tokens(w);
-    const int32_t *place = w->unit_place + 2 * unit, *attended = w->attended + (int64_t)unit * M;
-    const float *q = w->q + (int64_t)unit * M * w->key_width;
-    float *o = w->partial + (int64_t)piece * M * w->value_width, *s = room, *wide = room + TILE * ROWS;
-    float *peak = wide + (int64_t)TILE * (w->key_width + w->value_width), *sum = peak + M;
-    struct tile tile;
-    memset(o, 0, sizeof(float) * M * w->value_width);
-    memset(sum, 0, sizeof(float) * M);
-    for (int r = 0; r < M; r++) peak[r] = -1e30f;
-    tile.first = w->pieces[3 * piece + 1], tile.next_n = at_most(size, end - tile.first);
-    find_rows(w, place, tile.first, tile.next_n, tile.next_k, tile.next_v);
+    const int sequence = w->pieces[3 * piece], start = w->pieces[3 * piece + 1], end = w->pieces[3 * piece + 2];
+    const int64_t W = w->key_width, Z = w->value_width, M = w->rows, all = w->heads * M;
+    const int size = tile_tokens(w), is_one = M == 1 && w->page_tokens >= size, bytes = BYTES[w->format];
+    const int32_t *attended = w->attended + sequence * M;
+    const float *q = w->q + sequence * all * W;
+    float *o = w->partial + piece * all * Z, *s = room, *wide = room + TILE * ROWS;
+    float *peak = wide + TILE * wide_floats(w), *sum = peak + all;
+    const char *k[TILE], *v[TILE];
+    struct tile tile = {.first = start};
+    struct cursor cursor = {.sequence = sequence, .row = start * w->heads, .end = end * w->heads};
+    const int is_near = w->heads == 1 && (is_one || (M < 8 && w->format == FP32)); /* fetched inside the scores */
+    if (start < end) take(w, &cursor, is_near ? AHEAD : size * w->heads);
+    memset(o, 0, sizeof(float) * all * Z);
+    memset(sum, 0, sizeof(float) * all);
+    for (int r = 0; r < all; r++) peak[r] = -1e30f;
     for (; tile.first < end; tile.first += tile.n) {
-        tile.n = tile.next_n;
-        for (int t = 0; t < tile.n; t++) {
-            tile.k[t] = (const float *)tile.next_k[t], tile.v[t] = (const float *)tile.next_v[t];
-            if (w->format == FP32) continue;
-            float *key = wide + (int64_t)t * (w->key_width + (w->v ? w->value_width : 0)), *value = key;
-            widen(w->format, tile.next_k[t], key, w->key_width);
-            if (w->v) widen(w->format, tile.next_v[t], value = key + w->key_width, w->value_width);
-            tile.k[t] = key, tile.v[t] = value;
-        }
-        tile.next_n = at_most(size, end - tile.first - tile.n);
-        find_rows(w, place, tile.first + tile.n, tile.next_n, tile.next_k, tile.next_v);
-        for (int r = 0, rows; r < M; r += rows) {
-#define ATTEND(R, T, D) attend(rows = R, T, D, w, &tile, r == 0, q + (int64_t)r * w->key_width, attended + r, s, \
-                               o + (int64_t)r * w->value_width, peak + r, sum + r)
-#if LANES == 16
-            if (M - r >= 8) ATTEND(8, 3, 2);
+        tile.n = at_most(size, end - tile.first);
+        if (is_one) tile.n = at_most(tile.n, w->page_tokens - tile.first % w->page_tokens);
+        find_rows(w, sequence, tile.first, is_one ? 1 : tile.n, k, v);
+        for (int g = 0; g < w->heads; g++) {
+            const struct ahead ahead = take(w, &cursor, tile.n);
+            const int64_t row = g * M;
+            if (!is_one) {
+                attend_head(w, &tile, g, k, v, ahead, q + row * W, attended, s, wide, o + row * Z, peak + row,
+                            sum + row);
+                continue;
+            }
+            const char *key = k[0] + bytes * g * w->k_head, *value = w->v ? v[0] + bytes * g * w->v_head : key;
+            const int n = at_most(tile.n, attended[0] - tile.first);
+            if (w->format == FP32)
+                attend_one(FP32, w, key, value, n, ahead, q + row * W, room, o + row * Z, peak + row, sum + row);
             else
-#endif
-            if (M - r >= 4) ATTEND(4, 3, 2);
-            else if (M - r >= 2) ATTEND(2, 4, 4);
-            else ATTEND(1, 8, 8);
+                attend_one(w->format, w, key, value, n, ahead, q + row * W, room, o + row * Z, peak + row, sum + row);
         }
     }
-    memcpy(w->peaks + (int64_t)piece * M, peak, sizeof(float) * M);
-    memcpy(w->sums + (int64_t)piece * M, sum, sizeof(float) * M);
+    memcpy(w->peaks + piece * all, peak, sizeof(float) * all);
+    memcpy(w->sums + piece * all, sum, sizeof(float) * all);
 }
 
-/* Outputs and natural-log sums of a unit from its pieces; 0 and -inf for a row that attends nothing. */
-static void combine(const struct work *w, int unit) {
-    const int M = w->rows, Z = w->value_width, from = w->unit_pieces[2 * unit], to = w->unit_pieces[2 * unit + 1];
+/* Outputs and natural-log sums of a sequence from its pieces; 0 and -inf for a row that attends nothing. */
+static void combine(const struct work *w, int sequence) {
+    const int M = w->heads * w->rows, Z = w->value_width;
+    const int from = w->part_of[2 * sequence], to = w->part_of[2 * sequence + 1];
     for (int r = 0; r < M; r++) {
-        float top = -1e30f, total = 0.0f, *out = w->out + ((int64_t)unit * M + r) * Z;
+        float top = -1e30f, total = 0.0f, *out = w->out + ((int64_t)sequence * M + r) * Z;
         for (int p = from; p < to; p++) top = fmaxf(top, w->peaks[(int64_t)p * M + r]);
         for (int i = 0; i < Z; i++) out[i] = 0.0f;
         for (int p = from; p < to; p++) {
@@ -431,7 +467,7 @@ static void combine(const struct work *w, int unit) {
             total += weight * w->sums[(int64_t)p * M + r];
             for (int i = 0; i < Z; i++) out[i] += weight * o[i];
         }
-        w->lse[(int64_t)unit * M + r] = total == 0.0f ? -INFINITY : (top + log2f(total)) * 0.69314718f;
+        w->lse[(int64_t)sequence * M + r] = total == 0.0f ? -INFINITY : (top + log2f(total)) * 0.69314718f;
         const float scale = total == 0.0f ? 0.0f : w->out_scale / total;
         for (int i = 0; i < Z; i++) out[i] *= scale;
     }
@@ -439,16 +475,15 @@ static void combine(const struct work *w, int unit) {
 
 /* Floats of room that a thread needs, in whole lines of its own. */
 int64_t room_floats(const struct work *w) {
-    const int64_t floats = TILE * ROWS + (int64_t)TILE * (w->key_width + w->value_width) + 2 * w->rows;
+    const int64_t floats = TILE * ROWS + (int64_t)TILE * wide_floats(w) + 2 * w->heads * w->rows;
     return (floats + 2 * LINE / 4) / (LINE / 4) * (LINE / 4);
 }
 
 /* What one thread does: pieces until none are left. */
 void decode(const struct work *w, float *room) {
     for (int piece; (piece = atomic_fetch_add(w->next, 1)) < w->n_pieces;) {
-        if (w->rows == 1 && w->page_tokens >= TILE_OF_ONE) run_piece_of_one(w, piece, room);
-        else run_piece(w, piece, room);
-        const int unit = w->pieces[3 * piece];
-        if (atomic_fetch_sub(w->waiting + unit, 1) == 1) combine(w, unit);
+        run_piece(w, piece, room);
+        const int sequence = w->pieces[3 * piece];
+        if (atomic_fetch_sub(w->waiting + sequence, 1) == 1) combine(w, sequence);
     }
 }

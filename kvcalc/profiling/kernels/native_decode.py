@@ -30,13 +30,14 @@ WIDTH_STEP = 16
 TILE_TOKENS = 64
 """Tokens of the largest tile, which each thread has room for."""
 PIECES_A_THREAD = 8
-LEAST_PIECE_TOKENS = 128
+LEAST_PIECE_TOKENS, LEAST_TOKENS = 128, 16
+"""Of a piece: of its KV heads together, and of each. Shorter ones would move much of their own outputs."""
 _POINTERS = (
-    "q", "k", "v", "page_table", "attended", "unit_place", "pieces", "unit_pieces", "partial", "peaks", "sums", "out",
-    "lse", "next", "waiting",
+    "q", "k", "v", "page_table", "attended", "pieces", "part_of", "partial", "peaks", "sums", "out", "lse", "next",
+    "waiting",
 )  # fmt: skip
 _STRIDES = ("k_page", "k_token", "k_head", "v_page", "v_token", "v_head")
-_NUMBERS = ("table_width", "page_tokens", "rows", "key_width", "value_width", "n_pieces", "format")
+_NUMBERS = ("table_width", "page_tokens", "heads", "rows", "key_width", "value_width", "n_pieces", "format")
 
 
 class _Work(ctypes.Structure):
@@ -55,28 +56,26 @@ class _Work(ctypes.Structure):
 class Pieces:
     """How a case is cut.
 
-    pieces       unit, first token and end of each, those of a unit side by side
-    unit_pieces  first piece and end, of each unit
+    pieces   sequence, first token and end of each, those of a sequence side by side
+    part_of  first piece and end, of each sequence
     """
 
     pieces: tuple[tuple[int, int, int], ...]
-    unit_pieces: tuple[tuple[int, int], ...]
+    part_of: tuple[tuple[int, int], ...]
 
 
 def cut(case: Case, threads: int) -> Pieces:
-    """Pieces of about equal length, enough that no thread waits long for another; a unit has at least one."""
-    heads = kv_heads(case)
-    total = sum(case.seq_lens) * heads
-    size = max(LEAST_PIECE_TOKENS, -(-total // (PIECES_A_THREAD * threads)))
+    """Pieces of about equal length, enough that no thread waits long for another; a sequence has at least one."""
+    least = max(LEAST_TOKENS, LEAST_PIECE_TOKENS // kv_heads(case))
+    size = max(least, -(-sum(case.seq_lens) // (PIECES_A_THREAD * threads)))
     pieces: list[tuple[int, int, int]] = []
-    unit_pieces = []
-    for unit in range(case.batch * heads):
-        tokens, first = case.seq_lens[unit // heads], len(pieces)
-        count = max(1, -(-tokens // size))
+    part_of = []
+    for sequence, tokens in enumerate(case.seq_lens):
+        first, count = len(pieces), max(1, -(-tokens // size))
         edges = [tokens * place // count for place in range(count + 1)]
-        pieces += [(unit, start, end) for start, end in pairwise(edges)]
-        unit_pieces.append((first, len(pieces)))
-    return Pieces(tuple(pieces), tuple(unit_pieces))
+        pieces += [(sequence, start, end) for start, end in pairwise(edges)]
+        part_of.append((first, len(pieces)))
+    return Pieces(tuple(pieces), tuple(part_of))
 
 
 class NativeDecode:
@@ -125,7 +124,7 @@ class NativeDecode:
         return self._partial_bytes(case) + rooms + 4 * rows * sum(_widths(case)) + 2 * case.query_output_bytes
 
     def _partial_bytes(self, case: Case) -> int:
-        rows = case.query_tokens * case.n_heads // kv_heads(case)
+        rows = case.query_tokens * case.n_heads
         return 4 * len(cut(case, torch.get_num_threads()).pieces) * rows * _widths(case)[1]
 
 
@@ -134,7 +133,7 @@ class _Call:
 
     def __init__(self, case: Case, inputs: Inputs, *, threads: int) -> None:
         heads, (key_width, value_width) = kv_heads(case), _widths(case)
-        plan, units, rows = cut(case, threads), case.batch * heads, case.query_tokens * case.n_heads // heads
+        plan, rows = cut(case, threads), case.query_tokens * case.n_heads
         if isinstance(inputs, LatentInputs):
             q, k, v = inputs.q_absorbed, inputs.cache_pages[:, :, None], None  # [pages, T, 1, R+P]
             key_scale = value_scale = inputs.kv_scale
@@ -147,29 +146,29 @@ class _Call:
         )
         self._queries = _by_kv_head(q, heads)  # [B, G, Q, h, W]
         self._out, self._lse = (_by_kv_head(each, heads) for each in (self._output.out, self._output.lse))
-        self._pieces_of_unit = _int32([end - start for start, end in plan.unit_pieces])
+        self._pieces_of = _int32([end - start for start, end in plan.part_of])
         self._buffers = {
             "q": _as_library_has_it(self._queries),
             "k": k,
             "page_table": inputs.page_table,
-            "attended": _attended(case).expand(self._lse.shape).contiguous(),
-            "unit_place": _int32([divmod(unit, heads) for unit in range(units)]),
+            "attended": _attended(case, heads),
             "pieces": _int32(plan.pieces),
-            "unit_pieces": _int32(plan.unit_pieces),
+            "part_of": _int32(plan.part_of),
             "partial": torch.empty(len(plan.pieces), rows, value_width),
             "peaks": torch.empty(len(plan.pieces), rows),
             "sums": torch.empty(len(plan.pieces), rows),
             "out": _as_library_has_it(self._out),
             "lse": _as_library_has_it(self._lse),
             "next": _int32([0]),
-            "waiting": torch.empty_like(self._pieces_of_unit),
+            "waiting": torch.empty_like(self._pieces_of),
         } | ({} if v is None else {"v": v})
         self._work = _Work(
             **{name: tensor.data_ptr() for name, tensor in self._buffers.items()},
             **dict(zip(_STRIDES, (*k.stride()[:3], *(v.stride()[:3] if v is not None else ())), strict=False)),
             table_width=inputs.page_table.shape[1],
             page_tokens=case.page_tokens,
-            rows=rows,
+            heads=heads,
+            rows=rows // heads,
             key_width=key_width,
             value_width=value_width,
             n_pieces=len(plan.pieces),
@@ -184,7 +183,7 @@ class _Call:
     def __call__(self) -> Output:
         buffers, threads = self._buffers, len(self._rooms)
         buffers["next"].zero_()
-        buffers["waiting"].copy_(self._pieces_of_unit)
+        buffers["waiting"].copy_(self._pieces_of)
         _copy(self._queries, buffers["q"], threads)
         workers.side_by_side(self._decode, threads)
         _copy(buffers["out"], self._out, threads)
@@ -217,10 +216,10 @@ def _int32(values: Sequence[object]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
-def _attended(case: Case) -> torch.Tensor:
-    """Tokens that each query attends, int32 [B, 1, Q, 1]."""
+def _attended(case: Case, heads: int) -> torch.Tensor:
+    """Tokens that each row of a KV head attends, int32 [B, Q h]."""
     lengths = torch.tensor(case.seq_lens)[:, None] - case.query_tokens + 1 + torch.arange(case.query_tokens)  # [B, Q]
-    return lengths.clamp(min=0).int()[:, None, :, None]
+    return lengths.clamp(min=0).int().repeat_interleave(case.n_heads // heads, dim=1)
 
 
 def _widths(case: Case) -> tuple[int, int]:
