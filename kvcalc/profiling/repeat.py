@@ -16,7 +16,7 @@ from typing import Any
 from kvcalc.architecture.model import Model
 from kvcalc.errors import KvcalcError
 from kvcalc.profiling.kernels.base import Kernel
-from kvcalc.profiling.measure.clock import Timing
+from kvcalc.profiling.measure.clock import LEAST_MEMORY_SHARE, Timing
 from kvcalc.profiling.results import COMPLETE, INTERRUPTED, Measured, Results, Skipped
 from kvcalc.profiling.run import Report, Save, run
 from kvcalc.profiling.sweep import Request
@@ -68,9 +68,13 @@ def run_repeated(
 
 
 def merged(whole: Results, part: Results) -> Results:
-    """Both as one: samples side by side, the better of the ceilings, and a case is wrong where either says so."""
-    found = {each.key: each for each in whole.measured}
-    for each in part.measured:
+    """Both as one: samples side by side, the better of the ceilings, and a case is wrong where either says so.
+
+    The samples of a process whose memory never gave two thirds of what it gave to the other are contended.
+    """
+    best = max(whole.ceilings.read_bandwidth_bytes_per_s, part.ceilings.read_bandwidth_bytes_per_s)
+    found = {each.key: each for each in _judged(whole, best)}
+    for each in _judged(part, best):
         found[each.key] = _joined(found[each.key], each) if each.key in found else each
     skipped = {(each.kernel, each.case): each for each in (*whole.skipped, *part.skipped)}
     whole.ceilings.take_better(part.ceilings)
@@ -83,6 +87,20 @@ def merged(whole: Results, part: Results) -> Results:
     for warning in part.warnings:
         result.warn(warning)
     return result
+
+
+def _judged(results: Results, best_bytes_per_s: float) -> list[Measured]:
+    """What was measured, contended where memory was slow all along: as a block's samples are in one process."""
+    if results.ceilings.read_bandwidth_bytes_per_s >= LEAST_MEMORY_SHARE * best_bytes_per_s:
+        return results.measured
+    return [
+        replace(
+            each, timing=replace(each.timing, samples=tuple(replace(s, contended=True) for s in each.timing.samples))
+        )
+        if each.timing is not None
+        else each
+        for each in results.measured
+    ]
 
 
 def _joined(one: Measured, other: Measured) -> Measured:

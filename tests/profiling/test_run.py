@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from kvcalc.errors import NoDeviceError, UsageError  # noqa: E402
 from kvcalc.profiling import session  # noqa: E402
 from kvcalc.profiling.findings import findings  # noqa: E402
 from kvcalc.profiling.measure import machine  # noqa: E402
-from kvcalc.profiling.repeat import run_repeated  # noqa: E402
+from kvcalc.profiling.repeat import merged, run_repeated  # noqa: E402
 from kvcalc.profiling.run import run  # noqa: E402
 from kvcalc.profiling.sweep import Request, plan  # noqa: E402
 from tests.profiling.faults import (  # noqa: E402
@@ -179,6 +180,17 @@ def test_fresh_processes_put_their_samples_together(monkeypatch):
         assert case["samples_process"] == [sample.process for sample in measured.timing.counted]
         assert len(case["samples_process"]) == len(case["samples_s"])
     assert found["skipped"] == []
+
+
+def test_a_process_with_slow_memory_all_along_is_contended():
+    fast, slow = profile(Sound()), profile(Sound())
+    fast.ceilings.read_bandwidth_bytes_per_s, slow.ceilings.read_bandwidth_bytes_per_s = 90e9, 50e9
+    for each in (*fast.timed, *slow.timed):
+        each.timing = replace(each.timing, samples=tuple(replace(s, contended=False) for s in each.timing.samples))
+    for whole, part in ((fast, slow), (slow, fast)):
+        for each in merged(replace(whole, ceilings=replace(whole.ceilings)), part).timed:
+            assert each.timing.contended_samples == len(slow.timed[0].timing.samples)
+            assert not each.timing.contended
 
 
 def test_a_fresh_process_that_is_killed_costs_its_own_rest():
