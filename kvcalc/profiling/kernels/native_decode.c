@@ -44,7 +44,7 @@ typedef uint32_t row_bits __attribute__((vector_size(4 * ROWS), aligned(4), may_
 enum format { FP32, BF16, FP16, FP8_E4M3 };
 static const int BYTES[] = {4, 2, 2, 1};
 
-/* Strides count elements of the cache's format. */
+/* Strides count elements of the cache's format; tokens of a page lie side by side, and in a token its KV heads. */
 struct work {
     const float *q;             /* [sequences, G, M, W] */
     const char *k, *v;          /* pages; v is NULL where values are the first elements of keys */
