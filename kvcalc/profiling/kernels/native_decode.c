@@ -261,12 +261,14 @@ INLINE void values_of(int rows, int vectors, const float *s, const struct tile *
 }
 
 /* R rows attend a tile; o, peak and sum are their outputs, peaks and sums so far, s is room for scores. As many rows of
-   the cache as the tile has are fetched where it is asked for: inside the scores where few attend, else half between
-   scores, half between values. (`ahead` comes by value: behind a pointer it would be read again after each score.) */
+   the cache as the tile has are fetched where it is asked for: inside the scores where few attend, else about half
+   between scores, half between values. (`ahead` comes by value: behind a pointer it would be read again after each
+   score.) */
 INLINE void attend(int rows, int tokens, int vectors, const struct work *w, const struct tile *tile, int fetches,
                    struct ahead ahead, const float *q, const int32_t *attended, float *s, float *o, float *peak,
                    float *sum) {
     const int n = tile->n, width = w->value_width, streams = fetches && rows < 8 && w->format == FP32;
+    const int early = w->rows < 16 ? 3 : 4; /* eighths, between scores */
     int t = 0;
     for (; streams && t < n; t++) {
         if (w->v) fetch(value_ahead(ahead, t), width * sizeof(float));
@@ -275,9 +277,9 @@ INLINE void attend(int rows, int tokens, int vectors, const struct work *w, cons
     fetches &= !streams;
     for (; t + tokens <= n; t += tokens) {
         scores_of(rows, tokens, q, tile->k + t, w->key_width, s + t * ROWS);
-        if (fetches) fetch_rows(w, ahead, t / 2, (t + tokens) / 2);
+        if (fetches) fetch_rows(w, ahead, t * early / 8, (t + tokens) * early / 8);
     }
-    if (fetches) fetch_rows(w, ahead, t / 2, n / 2);
+    if (fetches) fetch_rows(w, ahead, t * early / 8, n * early / 8);
     for (; t < n; t++) scores_of(rows, 1, q, tile->k + t, w->key_width, s + t * ROWS);
 
     row_vec before = {0}, total = {0};
@@ -301,9 +303,9 @@ INLINE void attend(int rows, int tokens, int vectors, const struct work *w, cons
     }
     int at = 0;
     for (; at + vectors * LANES <= width; at += vectors * LANES) {
-        const int half = n / 2, rest = n - half, to = at + vectors * LANES;
+        const int done = n * early / 8, rest = n - done, to = at + vectors * LANES;
         values_of(rows, vectors, s, tile, o, width, at);
-        if (fetches) fetch_rows(w, ahead, half + at * rest / width, half + to * rest / width);
+        if (fetches) fetch_rows(w, ahead, done + at * rest / width, done + to * rest / width);
     }
     for (; at < width; at += LANES) values_of(rows, 1, s, tile, o, width, at);
 }
