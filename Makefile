@@ -37,7 +37,7 @@ gpu:
 cpu: $(INSTALLED)
 	for tp in 128 16 8 4 1; do \
 		$(BIN)/kvcalc profile deepseek-v3 --device cpu --context 64k --batch 1 --tp $$tp --dtype fp32 --what-if none \
-			--kernel torch-sdpa,torch-absorbed,native-decode --repeat-process 3 --json \
+			--kernel torch-sdpa,torch-absorbed,native-decode --repeat-process 6 --json \
 			--output benchmarks/results/cpu/deepseek-v3-h$$((128 / tp))-fp32.json || exit; \
 	done
 

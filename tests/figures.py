@@ -152,23 +152,20 @@ def cpu() -> str:
     """The fastest MLA kernel in fp32 by heads, of the measured roofline."""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS / "cpu").glob("deepseek-v3-h*-fp32.json")]
     runs.sort(key=lambda run: run["cases"][0]["n_heads"])
-    head = ("heads a rank", "kernel", "median", "p20 to p80", "measured over predicted", "of the roofline")
+    head = ("heads a rank", "ceilings of the run", "kernel", "median", "p20 to p80", "measured over predicted")
     names, threads = ({str(run["environment"]["device"][key]) for run in runs} for key in ("name", "threads"))
-    reads = [run["ceilings"]["read_bandwidth_bytes_per_s"] / 1e9 for run in runs]
-    products = [run["ceilings"]["matmul_flop_per_s"]["fp32"] / 1e9 for run in runs]
-    machine = prose(f"""
-        {", ".join(names)}, {", ".join(threads)} threads; ceilings measured in the same runs: {min(reads):.0f} to
-        {max(reads):.0f} GB/s, {min(products):.0f} to {max(products):.0f} GFLOP/s:
-    """)
-    return f"{machine}\n{table((*head, 'the best of torch'), 'rlrrrrr', map(_fastest, runs))}"
+    columns = (*head, "of the roofline", "the best of torch")
+    return f"{', '.join(names)}, {', '.join(threads)} threads:\n\n{table(columns, 'rrlrrrrr', map(_fastest, runs))}"
 
 
 def _fastest(run: Any) -> tuple[str, ...]:
     right = sorted((each for each in run["cases"] if each["correctness"]["passed"]), key=lambda each: each["median_s"])
     case, torch = right[0], next(each for each in right if each["kernel"].startswith("torch"))
     roofline_s = case["predicted"]["roofline_s"]
+    read, product = (run["ceilings"][key] for key in ("read_bandwidth_bytes_per_s", "matmul_flop_per_s"))
     return (
         str(case["n_heads"]),
+        f"{read / 1e9:.0f} GB/s, {product['fp32'] / 1e9:.0f} GFLOP/s",
         f"`{case['kernel']}`",
         f"{case['median_s'] * 1e3:.2f} ms",
         f"{percent((case['p80_s'] - case['p20_s']) / case['median_s'])} of it",
