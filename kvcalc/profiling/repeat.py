@@ -73,8 +73,8 @@ def merged(whole: Results, part: Results) -> Results:
     The samples of a process whose memory never gave two thirds of what it gave to the other are contended.
     """
     best = max(whole.ceilings.read_bandwidth_bytes_per_s, part.ceilings.read_bandwidth_bytes_per_s)
-    found = {each.key: each for each in _judged(whole, best)}
-    for each in _judged(part, best):
+    found = {each.key: each for each in _slow_is_contended(whole, best)}
+    for each in _slow_is_contended(part, best):
         found[each.key] = _joined(found[each.key], each) if each.key in found else each
     skipped = {(each.kernel, each.case): each for each in (*whole.skipped, *part.skipped)}
     whole.ceilings.take_better(part.ceilings)
@@ -89,7 +89,7 @@ def merged(whole: Results, part: Results) -> Results:
     return result
 
 
-def _judged(results: Results, best_bytes_per_s: float) -> list[Measured]:
+def _slow_is_contended(results: Results, best_bytes_per_s: float) -> list[Measured]:
     """What was measured, contended where memory was slow all along: as a block's samples are in one process."""
     if results.ceilings.read_bandwidth_bytes_per_s >= LEAST_MEMORY_SHARE * best_bytes_per_s:
         return results.measured

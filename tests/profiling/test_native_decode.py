@@ -146,8 +146,8 @@ def test_pieces_cover_every_token_once(lengths, heads, threads):
         seq_lens=tuple(lengths),
     )
     plan = native_decode.cut(case, threads)
-    assert [first for first, _ in plan.part_of] == [0, *(end for _, end in plan.part_of[:-1])]
-    for sequence, (first, end) in enumerate(plan.part_of):
+    assert [first for first, _ in plan.piece_range] == [0, *(end for _, end in plan.piece_range[:-1])]
+    for sequence, (first, end) in enumerate(plan.piece_range):
         pieces = plan.pieces[first:end]
         assert {piece[0] for piece in pieces} == {sequence}
         assert (pieces[0][1], pieces[-1][2]) == (0, lengths[sequence])

@@ -19,7 +19,7 @@ from kvcalc.timing.attention_time import (
 from kvcalc.timing.families import FAMILIES, MLA, default_family
 from kvcalc.timing.schedule import SCALAR, Cut, cut
 
-H100, B200 = machine(load_gpu("h100-sxm5-80gb")), machine(load_gpu("b200-sxm-180gb"))
+H100, B200, L40S = (machine(load_gpu(slug)) for slug in ("h100-sxm5-80gb", "b200-sxm-180gb", "l40s"))
 KERNELS = [(family.name, kind) for family in FAMILIES.values() for kind in family.kernels]
 
 
@@ -211,10 +211,23 @@ def _cost(case, kernel) -> float:
     return (time.process_time() - started) / 300
 
 
-def test_scalar_equals_numpy_on_random_rows() -> None:
-    np = pytest.importorskip("numpy")
+def assert_same_in_numpy(cases: list[AttentionCase], kernel) -> None:
+    """On each kind of GPU that kernels have shapes of their own for."""
+    import numpy as np
+
     from kvcalc.timing.calibration.arrays import NUMPY
 
+    arrays = AttentionCase(
+        **{field.name: np.array([getattr(case, field.name) for case in cases]) for field in fields(AttentionCase)}
+    )
+    for device in (H100, B200, L40S):
+        together = attention_time(arrays, device, kernel.shape, kernel.values, NUMPY).total_s
+        alone = [attention_time(case, device, kernel.shape, kernel.values).total_s for case in cases]
+        np.testing.assert_allclose(together, alone, rtol=1e-12)
+
+
+def test_scalar_equals_numpy_on_random_rows() -> None:
+    np = pytest.importorskip("numpy")
     random = np.random.default_rng(0)
     for family, kind in KERNELS:
         kernel = FAMILIES[family].kernels[kind]
@@ -227,18 +240,11 @@ def test_scalar_equals_numpy_on_random_rows() -> None:
                 strict=True,
             )
         ]
-        arrays = AttentionCase(
-            **{field.name: np.array([getattr(case, field.name) for case in cases]) for field in fields(AttentionCase)}
-        )
-        together = attention_time(arrays, H100, kernel.shape, kernel.values, NUMPY).total_s
-        alone = [attention_time(case, H100, kernel.shape, kernel.values).total_s for case in cases]
-        np.testing.assert_allclose(together, alone, rtol=1e-12)
+        assert_same_in_numpy(cases, kernel)
 
 
 def test_scalar_equals_numpy_with_a_window() -> None:
     np = pytest.importorskip("numpy")
-    from kvcalc.timing.calibration.arrays import NUMPY
-
     random = np.random.default_rng(1)
     for family, kind in KERNELS:
         kernel = FAMILIES[family].kernels[kind]
@@ -247,13 +253,7 @@ def test_scalar_equals_numpy_with_a_window() -> None:
             for batch, context in zip(random.integers(1, 512, 60), 2 ** random.uniform(0, 17, 60), strict=True)
         ]
         cases = [replace(case, eight_bit=number % 2 == 0) for number, case in enumerate(cases)]
-        arrays = AttentionCase(
-            **{field.name: np.array([getattr(case, field.name) for case in cases]) for field in fields(AttentionCase)}
-        )
-        for device in (H100, B200):
-            together = attention_time(arrays, device, kernel.shape, kernel.values, NUMPY).total_s
-            alone = [attention_time(case, device, kernel.shape, kernel.values).total_s for case in cases]
-            np.testing.assert_allclose(together, alone, rtol=1e-12)
+        assert_same_in_numpy(cases, kernel)
 
 
 def test_a_window_costs_more_beyond_a_long_history_where_splits_are_counted_by_it() -> None:

@@ -51,7 +51,7 @@ struct work {
     const int32_t *page_table;  /* [sequences, table_width] */
     const int32_t *attended;    /* [sequences, M] tokens that a row attends */
     const int32_t *pieces;      /* [n_pieces, 3] sequence, first token, end; pieces of a sequence are neighbours */
-    const int32_t *part_of;     /* [sequences, 2] first piece, end */
+    const int32_t *piece_range; /* [sequences, 2] first piece, end */
     float *partial;             /* [n_pieces, G, M, Z] outputs before they are divided by their sums */
     float *peaks, *sums;        /* [n_pieces, G, M] */
     float *out, *lse;           /* [sequences, G, M, Z], [sequences, G, M] */
@@ -459,7 +459,7 @@ static void run_piece(const struct work *w, int piece, float *room) {
 /* Outputs and natural-log sums of a sequence from its pieces; 0 and -inf for a row that attends nothing. */
 static void combine(const struct work *w, int sequence) {
     const int M = w->heads * w->rows, Z = w->value_width;
-    const int from = w->part_of[2 * sequence], to = w->part_of[2 * sequence + 1];
+    const int from = w->piece_range[2 * sequence], to = w->piece_range[2 * sequence + 1];
     for (int r = 0; r < M; r++) {
         float top = -1e30f, total = 0.0f, *out = w->out + ((int64_t)sequence * M + r) * Z;
         for (int p = from; p < to; p++) top = fmaxf(top, w->peaks[(int64_t)p * M + r]);

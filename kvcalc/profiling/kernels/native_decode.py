@@ -33,7 +33,7 @@ PIECES_A_THREAD = 8
 LEAST_PIECE_TOKENS, LEAST_TOKENS = 128, 16
 """Of a piece: of its KV heads together, and of each. Shorter ones would move much of their own outputs."""
 _POINTERS = (
-    "q", "k", "v", "page_table", "attended", "pieces", "part_of", "partial", "peaks", "sums", "out", "lse", "next",
+    "q", "k", "v", "page_table", "attended", "pieces", "piece_range", "partial", "peaks", "sums", "out", "lse", "next",
     "waiting",
 )  # fmt: skip
 _STRIDES = ("k_page", "k_token", "k_head", "v_page", "v_token", "v_head")
@@ -56,12 +56,12 @@ class _Work(ctypes.Structure):
 class Pieces:
     """How a case is cut.
 
-    pieces   sequence, first token and end of each, those of a sequence side by side
-    part_of  first piece and end, of each sequence
+    pieces       sequence, first token and end of each, those of a sequence side by side
+    piece_range  first piece and end, of each sequence
     """
 
     pieces: tuple[tuple[int, int, int], ...]
-    part_of: tuple[tuple[int, int], ...]
+    piece_range: tuple[tuple[int, int], ...]
 
 
 def cut(case: Case, threads: int) -> Pieces:
@@ -69,13 +69,13 @@ def cut(case: Case, threads: int) -> Pieces:
     least = max(LEAST_TOKENS, LEAST_PIECE_TOKENS // kv_heads(case))
     size = max(least, -(-sum(case.seq_lens) // (PIECES_A_THREAD * threads)))
     pieces: list[tuple[int, int, int]] = []
-    part_of = []
+    piece_range = []
     for sequence, tokens in enumerate(case.seq_lens):
         first, count = len(pieces), max(1, -(-tokens // size))
         edges = [tokens * place // count for place in range(count + 1)]
         pieces += [(sequence, start, end) for start, end in pairwise(edges)]
-        part_of.append((first, len(pieces)))
-    return Pieces(tuple(pieces), tuple(part_of))
+        piece_range.append((first, len(pieces)))
+    return Pieces(tuple(pieces), tuple(piece_range))
 
 
 class NativeDecode:
@@ -146,21 +146,21 @@ class _Call:
         )
         self._queries = _by_kv_head(q, heads)  # [B, G, Q, h, W]
         self._out, self._lse = (_by_kv_head(each, heads) for each in (self._output.out, self._output.lse))
-        self._pieces_of = _int32([end - start for start, end in plan.part_of])
+        self._piece_counts = _int32([end - start for start, end in plan.piece_range])
         self._buffers = {
             "q": _as_library_has_it(self._queries),
             "k": k,
             "page_table": inputs.page_table,
             "attended": _attended(case, heads),
             "pieces": _int32(plan.pieces),
-            "part_of": _int32(plan.part_of),
+            "piece_range": _int32(plan.piece_range),
             "partial": torch.empty(len(plan.pieces), rows, value_width),
             "peaks": torch.empty(len(plan.pieces), rows),
             "sums": torch.empty(len(plan.pieces), rows),
             "out": _as_library_has_it(self._out),
             "lse": _as_library_has_it(self._lse),
             "next": _int32([0]),
-            "waiting": torch.empty_like(self._pieces_of),
+            "waiting": torch.empty_like(self._piece_counts),
         } | ({} if v is None else {"v": v})
         self._work = _Work(
             **{name: tensor.data_ptr() for name, tensor in self._buffers.items()},
@@ -183,7 +183,7 @@ class _Call:
     def __call__(self) -> Output:
         buffers, threads = self._buffers, len(self._rooms)
         buffers["next"].zero_()
-        buffers["waiting"].copy_(self._pieces_of)
+        buffers["waiting"].copy_(self._piece_counts)
         _copy(self._queries, buffers["q"], threads)
         workers.side_by_side(self._decode, threads)
         _copy(buffers["out"], self._out, threads)
